@@ -1,0 +1,97 @@
+"""What lies under an adapter's name right now: one listing, and aliases.json if it is new. Copied folders are adopted on the way.
+
+`registry.py` asks it first in each read; it also words what a name that serves nothing is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters_store.adoption import COPIED_FILES, Adoption, AdoptionRules, copied_etags
+from adapters_store.errors import InvalidAdapter, NotFound, Unavailable
+from adapters_store.index import Index
+from adapters_store.layout import ALIASES_FILE, adapter_prefix
+from adapters_store.objects import ObjectInfo, ObjectStore
+from adapters_store.pointer_files import NO_ETAG, PointerFiles
+from adapters_store.pointers import Pointers
+from adapters_store.publishing import Publishing
+
+LOOKS = 4  # times that copied files may change under our eyes before we ask the client to come back
+SHOWN_ALIASES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class FoundName:
+    """What one look at an adapter's name found. `direct` are the objects that lie directly under it."""
+
+    owner: str
+    name: str
+    direct: Sequence[ObjectInfo]
+    pointers: Pointers
+    etag: str
+
+    @property
+    def awaits_adoption(self) -> bool:
+        etags = copied_etags(self.direct)
+        return len(etags) == len(COPIED_FILES) and etags != self.pointers.adopted
+
+
+class Lookup:
+    def __init__(
+        self, store: ObjectStore, pointer_files: PointerFiles, publishing: Publishing, index: Index, adoption: AdoptionRules | None
+    ) -> None:
+        self._store = store
+        self._pointer_files = pointer_files
+        self._index = index
+        self._adoption = Adoption(store, publishing, adoption) if adoption else None
+
+    def look(self, owner: str, name: str) -> FoundName:
+        """One listing of what lies under the name, and the pointers; copied files are adopted first. Raises NotFound."""
+        for _ in range(LOOKS):
+            found = self._look_once(owner, name)
+            if self._adoption is None or not found.awaits_adoption:
+                return found
+            try:
+                if self._adoption.adopt(owner, name, found.direct):
+                    self._index.refresh(owner, name)
+            except InvalidAdapter as error:
+                error.of_private = found.pointers.private
+                # Whoever copies a broken folder over a served adapter does not take it down: as with a refused upload.
+                if not found.pointers.aliases:
+                    raise
+                return found
+        raise Unavailable(f"the files of {owner}/{name} are being copied right now: try again when that is done", param="model")
+
+    def _look_once(self, owner: str, name: str) -> FoundName:
+        page = self._store.list(adapter_prefix(owner, name), delimiter="/")
+        if not page.objects and not page.folders:
+            raise unknown_adapter(owner, name)
+        etag = next((info.etag for info in page.objects if info.key.endswith(f"/{ALIASES_FILE}")), None)
+        if etag is None and page.next_token is None:
+            return FoundName(owner, name, page.objects, Pointers(), NO_ETAG)
+        pointers, etag = self._pointer_files.read(owner, name, etag=etag)
+        return FoundName(owner, name, page.objects, pointers, etag)
+
+    def copied_now(self, owner: str, name: str) -> dict[str, str]:
+        """Etags of the copied files that lie under the name now."""
+        return copied_etags(self._store.list(adapter_prefix(owner, name), delimiter="/").objects)
+
+
+def unknown_adapter(owner: str, name: str) -> NotFound:
+    return NotFound(f"model '{owner}/{name}' does not exist: GET /api/v1/models lists those that do", param="model")
+
+
+def no_alias(found: FoundName, alias: str) -> NotFound:
+    """Why `alias` serves nothing, and what would."""
+    adapter = f"{found.owner}/{found.name}"
+    copied = copied_etags(found.direct)
+    if not found.pointers.aliases and 0 < len(copied) < len(COPIED_FILES):
+        missing = next(file for file in COPIED_FILES if file not in copied)
+        return NotFound(f"model '{adapter}' is not whole: {missing} has not been copied to it yet", param="model")
+    if alias in found.pointers.aliases:
+        return NotFound(f"the version that '{adapter}:{alias}' points to was retired: move the alias to another version", param="model")
+    if not found.pointers.aliases:
+        return unknown_adapter(found.owner, found.name)
+    names = ", ".join(sorted(found.pointers.aliases)[:SHOWN_ALIASES])
+    return NotFound(f"adapter '{adapter}' has no alias '{alias}': it has {names}", param="model")

@@ -1,0 +1,181 @@
+"""What an adapter's names point to now, how they came there, and its labels: the content of aliases.json, for `pointer_files.py`.
+
+    {"aliases": {"production": "<version>"}, "retired": {"<version>": <when>}, "adopted": {"etags": {…}, "version": "<version>"},
+     "history": [{"at", "by": {…}, "why", "alias", "from", "to"}], "tags": {"task": "chat"}, "private": false,
+     "canaries": {"production": {"version", "weight", "guard", …}}, "shadows": {"production": {"version", "share", …}},
+     "deleted": {"at", "aliases", "versions"}, "uploading": {"<version>": <when>}, "removing": {…}, "removed": {…}}
+
+Fields that this release does not know are kept as they are: a newer one may share the store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from adapters_store.canary import Canary, Shadow, read_canaries, read_shadows, write_canaries, write_shadows
+from adapters_store.errors import InternalError, InvalidRequest
+from adapters_store.history import Actor, AliasMove, changes, read_history, trimmed, write_history
+from adapters_store.labels import LabelChange
+
+MAX_ALIASES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What deleting the whole adapter took away: what undeleting gives back."""
+
+    at: float  # seconds since the epoch
+    aliases: Mapping[str, str]
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """`adopted` is the etags of the copied files that were looked at last, by file name; `adopted_version` what they became."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    retired: Mapping[str, float] = field(default_factory=dict)  # version -> seconds since the epoch
+    adopted: Mapping[str, str] = field(default_factory=dict)
+    adopted_version: str | None = None
+    history: tuple[AliasMove, ...] = ()  # oldest first
+    tags: Mapping[str, str] = field(default_factory=dict)
+    private: bool = False
+    canaries: Mapping[str, Canary] = field(default_factory=dict)  # by alias; so the shadows
+    shadows: Mapping[str, Shadow] = field(default_factory=dict)
+    deleted: Deleted | None = None
+    uploading: Mapping[str, float] = field(default_factory=dict)  # versions that somebody began to upload -> when (see versions.py)
+    removing: Mapping[str, float] = field(default_factory=dict)  # versions whose files are going, and went -> when (see garbage.py)
+    removed: Mapping[str, float] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    def pointing(self, alias: str, version: str, *, by: Actor, why: str) -> Pointers:
+        """With `alias` on `version`, which is no longer retired. Raises InvalidRequest for one alias too many."""
+        if alias not in self.aliases and len(self.aliases) >= MAX_ALIASES:
+            raise InvalidRequest(f"there are {len(self.aliases)} aliases, at most {MAX_ALIASES} are kept: delete one first", param="alias")
+        moved = self.with_aliases({**self.aliases, alias: version}, by=by, why=why)
+        return replace(moved, retired=without(self.retired, version), deleted=None)
+
+    def with_aliases(self, aliases: Mapping[str, str], *, by: Actor, why: str) -> Pointers:
+        """With these aliases and no others, and what that moved in the history. A move ends what stood beside the alias.
+
+        A canary is compared with the version that its alias serves: with another, it would be another canary.
+        """
+        ended = {alias: self._beside(alias) for alias in (*self.canaries, *self.shadows)}
+        moved = [
+            replace(move, note=f"ended {ended[move.alias]}") if move.alias in ended else move
+            for move in changes(self.aliases, aliases, by=by, why=why, at=time.time())
+        ]
+        gone = {move.alias for move in moved}
+        return replace(
+            self,
+            aliases=aliases,
+            canaries={alias: canary for alias, canary in self.canaries.items() if alias not in gone},
+            shadows={alias: shadow for alias, shadow in self.shadows.items() if alias not in gone},
+            history=trimmed((*self.history, *moved), aliases),
+        )
+
+    def noting(self, alias: str, *, by: Actor, why: str, note: str) -> Pointers:
+        """With an entry in the history that says what happened to `alias`, which stays where it is."""
+        version = self.aliases.get(alias)
+        entry = AliasMove(time.time(), by, why, alias, version, version, note)
+        return replace(self, history=trimmed((*self.history, entry), self.aliases))
+
+    def served(self, alias: str) -> str | None:
+        """The version that `alias` serves, or None: no such alias, or its version is retired."""
+        version = self.aliases.get(alias)
+        return None if version is None or self.is_gone(version) else version
+
+    def tried_beside(self, version: str) -> str | None:
+        """The alias that has `version` as its canary or shadow, or None."""
+        arms: list[tuple[str, Canary | Shadow]] = [*self.canaries.items(), *self.shadows.items()]
+        return next((alias for alias, arm in arms if arm.version == version), None)
+
+    @property
+    def trials(self) -> frozenset[str]:
+        """Under which ids something is being counted."""
+        return frozenset({*(canary.trial for canary in self.canaries.values()), *(shadow.trial for shadow in self.shadows.values())})
+
+    def is_gone(self, version: str) -> bool:
+        """Whether no new request may have `version`."""
+        return version in self.retired or version in self.removing or version in self.removed
+
+    def labelled(self, change: LabelChange) -> Pointers:
+        """With other tags and visibility. Raises InvalidRequest."""
+        private = self.private if change.private is None else change.private
+        return replace(self, tags=change.tags_after(self.tags), private=private)
+
+    def _beside(self, alias: str) -> str:
+        """What stands beside `alias`, for people."""
+        canary, shadow = self.canaries.get(alias), self.shadows.get(alias)
+        return " and ".join(
+            [
+                *([f"the canary of {canary.version[:12]} at {canary.weight:g} %"] if canary else []),
+                *([f"the shadow of {shadow.version[:12]} at {shadow.share:g} %"] if shadow else []),
+            ]
+        )
+
+
+def write_pointers(pointers: Pointers) -> bytes:
+    known = {
+        "aliases": dict(pointers.aliases),
+        "retired": dict(pointers.retired),
+        "adopted": {"etags": dict(pointers.adopted), "version": pointers.adopted_version},
+        "history": write_history(pointers.history),
+        "tags": dict(pointers.tags),
+        "private": pointers.private,
+        "canaries": write_canaries(pointers.canaries),
+        "shadows": write_shadows(pointers.shadows),
+        "deleted": _write_deleted(pointers.deleted),
+        "uploading": dict(pointers.uploading),
+        "removing": dict(pointers.removing),
+        "removed": dict(pointers.removed),
+    }
+    return json.dumps({**pointers.unknown, **known}, indent=1).encode()
+
+
+def read_pointers(data: bytes, owner: str, name: str) -> Pointers:
+    """The pointers that `data` holds. Raises InternalError when it is damaged."""
+    try:
+        body = json.loads(data)
+        adopted = body.pop("adopted", {})
+        return Pointers(
+            aliases={str(alias): str(version) for alias, version in body.pop("aliases").items()},
+            retired=_times(body.pop("retired", {})),
+            adopted={str(file): str(etag) for file, etag in adopted.get("etags", {}).items()},
+            adopted_version=adopted.get("version"),
+            history=read_history(body.pop("history", [])),
+            tags={str(key): str(value) for key, value in body.pop("tags", {}).items()},
+            private=bool(body.pop("private", False)),
+            canaries=read_canaries(body.pop("canaries", {})),
+            shadows=read_shadows(body.pop("shadows", {})),
+            deleted=_read_deleted(body.pop("deleted", None)),
+            uploading=_times(body.pop("uploading", {})),
+            removing=_times(body.pop("removing", {})),
+            removed=_times(body.pop("removed", {})),
+            unknown=body,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InternalError(f"the aliases of {owner}/{name} are damaged: the operator has to repair aliases.json") from None
+
+
+def without(times: Mapping[str, float], version: str) -> dict[str, float]:
+    """`times` with no entry for `version`."""
+    return {other: when for other, when in times.items() if other != version}
+
+
+def _times(rows: Any) -> dict[str, float]:
+    return {str(version): float(when) for version, when in rows.items()}
+
+
+def _write_deleted(deleted: Deleted | None) -> dict[str, Any] | None:
+    if deleted is None:
+        return None
+    return {"at": deleted.at, "aliases": dict(deleted.aliases), "versions": list(deleted.versions)}
+
+
+def _read_deleted(body: Any) -> Deleted | None:
+    return Deleted(float(body["at"]), dict(body["aliases"]), tuple(body["versions"])) if body else None

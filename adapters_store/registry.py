@@ -1,0 +1,242 @@
+"""Which adapters there are and what their names mean: publish, read, list, label. Over an object store; calls block.
+
+The store is the only truth: nothing that can change is cached here (`resolver.py` does, under a lease). A version is written once
+(versions.py, publishing.py), a name points to versions through aliases.json (pointers.py, moved in aliases.py, split in canaries.py,
+taken away in retirement.py and garbage.py), what lies under a name is looked at in lookup.py, and a listing is a page of markers
+(index.py), which each change here brings up to date before it returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters_store.adapter import Adapter, version_of
+from adapters_store.adoption import AdoptionRules
+from adapters_store.aliases import Aliases
+from adapters_store.canaries import Canaries
+from adapters_store.canary import Canary, Shadow
+from adapters_store.errors import InvalidName, NotFound
+from adapters_store.garbage import Garbage
+from adapters_store.history import PUBLISH, Actor
+from adapters_store.index import AdapterPage, Index, Listing
+from adapters_store.labels import NO_CHANGE, LabelChange
+from adapters_store.lookup import FoundName, Lookup, no_alias, unknown_adapter
+from adapters_store.names import PRODUCTION, ModelRef, check_segment
+from adapters_store.objects import ObjectStore
+from adapters_store.pointer_files import PointerFiles
+from adapters_store.pointers import Pointers, without
+from adapters_store.publishing import Publishing
+from adapters_store.resolved import CanaryArm, Resolved, ShadowArm
+from adapters_store.retirement import Retirement
+from adapters_store.versions import Versions, hash_files
+
+if TYPE_CHECKING:
+    from adapters_store.validate import Fit
+
+EVERY_ADAPTER = Listing()
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`created` is False when the same content was a version already; `alias_moved` when the alias pointed there already."""
+
+    adapter: Adapter
+    created: bool
+    alias_moved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterDetail:
+    """Versions that are not retired, newest first; `etag` is aliases.json's, for `aliases.move(if_match=…)`."""
+
+    versions: tuple[Adapter, ...]
+    aliases: Mapping[str, str]
+    etag: str
+    tags: Mapping[str, str]
+    private: bool
+    canaries: Mapping[str, Canary]
+    shadows: Mapping[str, Shadow]
+
+
+class Registry:
+    """`adoption` says how folders that were copied into the bucket are judged; without it they are left alone."""
+
+    def __init__(self, store: ObjectStore, *, adoption: AdoptionRules | None = None) -> None:
+        self._store = store
+        self._versions = Versions(store)
+        self._pointer_files = PointerFiles(store)
+        self._index = Index(store, self._versions, self._pointer_files)
+        self._publishing = Publishing(self._versions, self._pointer_files)
+        self._lookup = Lookup(store, self._pointer_files, self._publishing, self._index, adoption)
+        self.aliases = Aliases(self._versions, self._pointer_files, self._index, self._lookup)
+        self.canaries = Canaries(self._versions, self._pointer_files, self._index, self._lookup)
+        self.retirement = Retirement(self._versions, self._pointer_files, self._index, self._lookup)
+        self.garbage = Garbage(store, self._pointer_files, self._index)
+
+    def read(self, ref: ModelRef) -> Adapter:
+        """The version that `ref` means now; raises what `resolve` does."""
+        return self.resolve(ref).adapter
+
+    def resolve(self, ref: ModelRef) -> Resolved:
+        """What `ref` means now: one listing, and one read of each of aliases.json and the manifest if they are new.
+
+        Raises:
+            NotFound: no such adapter, alias or version, or it is retired.
+            InvalidName: a version prefix that means several.
+            InvalidAdapter: files were copied there that no base model can serve, and nothing was published before.
+            Unavailable: files are being copied there right now.
+        """
+        found = self._lookup.look(ref.owner, ref.name)
+        try:
+            adapter = self._version_of(ref, found)
+            if ref.alias is None:
+                return Resolved(adapter, found.pointers.private)
+            return Resolved(adapter, found.pointers.private, *self._beside(ref, found.pointers))
+        except (NotFound, InvalidName) as error:
+            error.of_private = found.pointers.private
+            raise
+
+    def _version_of(self, ref: ModelRef, found: FoundName) -> Adapter:
+        if ref.version is not None:
+            adapter = self._versions.find(ref.owner, ref.name, ref.version)
+            if found.pointers.is_gone(adapter.version):
+                raise NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+            return adapter
+        alias = ref.alias or PRODUCTION
+        version = found.pointers.served(alias)
+        if version is None:
+            raise no_alias(found, alias)
+        return self._versions.find(ref.owner, ref.name, version)
+
+    def _beside(self, ref: ModelRef, pointers: Pointers) -> tuple[CanaryArm | None, ShadowArm | None]:
+        """The canary and the shadow of an alias, so far as they can be served."""
+        canary, shadow = pointers.canaries.get(ref.alias or PRODUCTION), pointers.shadows.get(ref.alias or PRODUCTION)
+        canary_adapter = self._tried(ref, pointers, canary)
+        shadow_adapter = self._tried(ref, pointers, shadow)
+        return (
+            CanaryArm(canary, canary_adapter) if canary and canary_adapter else None,
+            ShadowArm(shadow, shadow_adapter) if shadow and shadow_adapter else None,
+        )
+
+    def _tried(self, ref: ModelRef, pointers: Pointers, arm: Canary | Shadow | None) -> Adapter | None:
+        return None if arm is None or pointers.is_gone(arm.version) else self._versions.get(ref.owner, ref.name, arm.version)
+
+    def is_private(self, owner: str, name: str) -> bool:
+        """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
+        pointers = self._lookup.look(check_segment("owner", owner), check_segment("name", name)).pointers
+        if not pointers.aliases and not pointers.history:
+            raise unknown_adapter(owner, name)  # an upload that is under way, or died
+        return pointers.private
+
+    def describe(self, owner: str, name: str) -> AdapterDetail:
+        """Everything about one adapter. Raises NotFound."""
+        found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        kept = [adapter for adapter in self._versions.all(owner, name) if not found.pointers.is_gone(adapter.version)]
+        if not kept:
+            raise unknown_adapter(owner, name)
+        kept.sort(key=lambda adapter: (-adapter.created_at, adapter.version))
+        pointers = found.pointers
+        return AdapterDetail(
+            tuple(kept),
+            dict(pointers.aliases),
+            found.etag,
+            dict(pointers.tags),
+            pointers.private,
+            dict(pointers.canaries),
+            dict(pointers.shadows),
+        )
+
+    def list_adapters(self, listing: Listing = EVERY_ADAPTER, *, start_after: str | None = None, limit: int = 100) -> AdapterPage:
+        """A page of adapters by name, a few store calls whatever the store holds. `start_after` is `owner/name`.
+
+        A copied folder is listed once it has been asked for by name.
+        """
+        if listing.owner is not None:
+            check_segment("owner", listing.owner)
+        return self._index.page(listing, start_after=start_after, limit=limit)
+
+    def label(self, owner: str, name: str, change: LabelChange, *, if_match: str | None = None) -> str:
+        """Change an adapter's tags and visibility; the new etag.
+
+        Raises:
+            NotFound: there is no such adapter. InvalidRequest: tags that none may have. Conflict: `if_match` is not its etag.
+        """
+        self.describe(owner, name)
+        _, etag = self._pointer_files.update(owner, name, lambda before: before.labelled(change), if_match=if_match)
+        self._index.refresh(owner, name)
+        logger.info("labelled", extra={"adapter": f"{owner}/{name}", "tags": sorted(change.tags), "private": change.private})
+        return etag
+
+    def publish(
+        self,
+        folder: Path,
+        owner: str,
+        name: str,
+        fit: Fit,
+        *,
+        created_by: Actor,
+        alias: str | None = PRODUCTION,
+        labels: LabelChange = NO_CHANGE,
+    ) -> Published:
+        """Make the files of `folder` a version, and point `alias` at it. The same content again is the same version.
+
+        `folder` holds the adapter's files alone, and nobody writes to it. A version that was retired is served again.
+        """
+        check_segment("owner", owner)
+        check_segment("name", name)
+        if alias is not None:
+            check_segment("alias", alias)
+        labels.tags_after({})  # refuse them before anything is written
+        files = hash_files(folder)
+        wanted = Adapter(owner, name, version_of(files), fit.base, fit.rank, files, time.time(), created_by.key_id)
+        moves = self._moves(owner, name, created_by, alias, labels)
+        adapter, created = self._publishing.publish(folder, wanted, moves)
+        self._index.refresh(owner, name)
+        logger.info("published", extra={"adapter": adapter.exact_name, "is_new": created, "alias": alias, "alias_moved": moves.moved})
+        return Published(adapter, created, moves.moved)
+
+    def publish_known(
+        self, owner: str, name: str, version: str, *, created_by: Actor, alias: str = PRODUCTION, labels: LabelChange = NO_CHANGE
+    ) -> Published | None:
+        """What publishing this version's files again would do, without them; None where the version is not there or not served."""
+        labels.tags_after({})
+        try:
+            adapter = self.read(ModelRef(owner, name, None, version))
+        except NotFound:
+            return None
+        moves = self._moves(owner, name, created_by, alias, labels)
+        if not self._publishing.point(adapter, moves):
+            return None
+        self._index.refresh(owner, name)
+        logger.info("published", extra={"adapter": adapter.exact_name, "is_new": False, "alias": alias, "alias_moved": moves.moved})
+        return Published(adapter, created=False, alias_moved=moves.moved)
+
+    def _moves(self, owner: str, name: str, by: Actor, alias: str | None, labels: LabelChange) -> _Moves:
+        # A publish comes after whatever was copied before it: the copied files do not take `production` back.
+        return _Moves(by, alias, labels, self._lookup.copied_now(owner, name) if alias == PRODUCTION else {})
+
+
+@dataclass(slots=True)
+class _Moves:
+    """What a publish does to the pointers; `moved` tells whether its alias pointed elsewhere before."""
+
+    by: Actor
+    alias: str | None
+    labels: LabelChange
+    copied: Mapping[str, str]  # etags of the files that lie copied under the name
+    moved: bool = False
+
+    def __call__(self, before: Pointers, adapter: Adapter) -> Pointers:
+        labelled = before.labelled(self.labels)
+        if self.alias is None:
+            return replace(labelled, retired=without(labelled.retired, adapter.version))
+        self.moved = labelled.aliases.get(self.alias) != adapter.version
+        after = labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH)
+        return after if not self.copied or self.copied == before.adopted else replace(after, adopted=self.copied, adopted_version=None)

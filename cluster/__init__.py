@@ -1,0 +1,1 @@
+"""What runs outside Ray Serve: the `lorikeet` command, starting and stopping the cluster, the client, the embedded model."""

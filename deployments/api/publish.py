@@ -1,0 +1,93 @@
+"""Publishing an adapter's files, however they came here: sent at once, in parts, or fetched. For `adapters.py` and `upload_parts.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Query
+from fastapi.responses import JSONResponse
+
+from adapters_store.adapter import Adapter
+from adapters_store.history import Actor
+from adapters_store.labels import NO_CHANGE, LabelChange
+from adapters_store.names import PRODUCTION
+from adapters_store.registry import Published
+from deployments.api.names import check_names
+from deployments.api.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the files are to become: a version of owner/name, published by `by`, who may; the labels that the name gets with it, and the
+    alias that is pointed at it."""
+
+    owner: str
+    name: str
+    by: Actor
+    labels: LabelChange = NO_CHANGE
+    alias: str = PRODUCTION
+
+
+def _upload_alias(
+    alias: Annotated[str, Query(description="the alias to point at it; with another one, production stays where it is")] = PRODUCTION,
+) -> str:
+    check_names(alias=alias)
+    return alias
+
+
+UploadAlias = Annotated[str, Depends(_upload_alias)]
+
+
+async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Published:
+    """Judge and publish the adapter in `files`; returns when every gateway serves it."""
+    published = await services.run(lambda: _publish(services, files, wanted))
+    await settle_published(services, published, wanted)
+    return published
+
+
+async def publish_known(services: Services, version: str, wanted: Wanted) -> Published | None:
+    """The same for content that a version has which is there and served: nothing of it is read again. None where there is none."""
+    published = await services.run(
+        lambda: services.registry.publish_known(
+            wanted.owner, wanted.name, version, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels
+        )
+    )
+    if published is not None:
+        await settle_published(services, published, wanted)
+    return published
+
+
+async def settle_published(services: Services, published: Published, wanted: Wanted) -> None:
+    """Labels count too: who may see a name is under the same lease as what it means."""
+    if published.created or published.alias_moved or wanted.labels != NO_CHANGE:
+        await services.settle(wanted.owner, wanted.name)
+
+
+def published_response(published: Published, alias: str) -> JSONResponse:
+    adapter = published.adapter
+    body = {**version_fields(adapter), "aliases": [alias]}
+    return JSONResponse(body, 201 if published.created else 200, {"location": f"/api/v1/adapters/{adapter.owner}/{adapter.name}"})
+
+
+def version_fields(adapter: Adapter) -> Mapping[str, Any]:
+    """A version as every answer shows it."""
+    return {
+        "id": adapter.exact_name,
+        "object": "adapter.version",
+        "owner": adapter.owner,
+        "name": adapter.name,
+        "version": adapter.version,
+        "base": adapter.base,
+        "rank": adapter.rank,
+        "size_bytes": adapter.size_bytes,
+        "created_at": int(adapter.created_at),
+        "created_by": adapter.created_by,
+    }
+
+
+def _publish(services: Services, files: Path, wanted: Wanted) -> Published:
+    fit = services.inspect(files)
+    return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels)

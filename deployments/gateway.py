@@ -1,0 +1,174 @@
+"""The ingress deployment: a gateway replica speaks HTTP behind HAProxy, and builds what the routes need.
+
+Gateways keep nothing that another could miss: names come from the store under a lease, requests live in one process from first to last
+byte. Which base models they serve may change while they run (`record.py`): then the routes get other `Services`, and requests that run
+keep theirs. Serve builds it from `app.py`; no `from __future__ import annotations` here, Serve reads the annotations.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray.util
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from adapters_store.adoption import AdoptionRules
+from adapters_store.bases import Bases
+from adapters_store.errors import NotFound
+from adapters_store.imports import Imports
+from adapters_store.keys import KeyRing
+from adapters_store.objects import open_store
+from adapters_store.registry import Registry
+from adapters_store.resolver import Resolver, ResolverLimits
+from adapters_store.trials import Trials
+from configs.settings import ModelSettings, Settings, SharedSettings
+from deployments import record
+from deployments.api.app import HttpApp
+from deployments.api.auth import Authenticator
+from deployments.api.metrics import Metrics
+from deployments.api.resumable import ResumableUploads
+from deployments.api.services import Services
+from deployments.api.shadow import Shadows
+from deployments.api.trials import TrialCounts
+from deployments.calls import ReplicaAddress
+from deployments.dispatch import Dispatch, DispatchLimits
+from deployments.fleet import Fleet, Place
+from deployments.logs import set_up_logs
+from deployments.names import REPLICA, app_of
+from deployments.placement import placed
+from deployments.readiness import Readiness
+from deployments.record import Deployed
+from deployments.router import addresses_of, start_watching
+from deployments.stream import FrameReceiver
+from deployments.waking import Patience, Waking
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 32
+WATCH_SECONDS = 0.5  # how often a gateway looks whether other models are to be served
+
+
+@serve.ingress()
+class Gateway:
+    """One gateway process."""
+
+    async def __init__(self, settings: SharedSettings, home: str, store_url: str, watch: bool = True) -> None:  # type: ignore[misc]  # Serve awaits it
+        """`watch`: the models to serve are in the cluster's record; otherwise Serve says them, by `reconfigure`."""
+        set_up_logs(settings.log.level)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway")
+        self._receiver = FrameReceiver(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        limits = DispatchLimits(
+            requests_at_once=settings.gateway.max_requests_at_once,
+            stream_buffer_bytes=settings.gateway.stream_buffer_bytes,
+            first_token_timeout_seconds=settings.gateway.request_timeout_seconds,  # `waking.py` has an eye on the first token
+            request_timeout_seconds=settings.gateway.request_timeout_seconds,
+        )
+        store = open_store(store_url, timeout_seconds=settings.store.timeout_seconds)
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._fleet = Fleet(self._receiver, self._addresses_of, self._place)
+        self._bases = Bases(store)
+        self._readiness = Readiness((), self._threads)
+        waking = Waking(self._readiness, Patience(settings.gateway.first_token_timeout_seconds), self._fleet.knows)
+        uploads = settings.uploads
+        registry = Registry(store, adoption=AdoptionRules(self._bases.inspect, max_bytes=uploads.max_bytes, scratch=Path(home) / "uploads"))
+        leases = ResolverLimits(lease_seconds=settings.store.lease_seconds, stale_seconds=settings.store.stale_seconds)
+        resolver, metrics = Resolver(registry, self._threads, leases), Metrics(lambda: self._receiver.open_count, lambda: waking.count)
+        trials = TrialCounts(Trials(store), registry, resolver, self._threads, metrics)
+        dispatch = Dispatch(self._receiver, self._handle_of, self._fleet, limits)
+        self._services = Services(
+            settings=Settings.model_construct(**dict(settings), models=()),
+            auth=Authenticator(KeyRing(store), self._threads),
+            registry=registry,
+            resolver=resolver,
+            dispatch=dispatch,
+            waking=waking,
+            metrics=metrics,
+            trials=trials,
+            shadows=Shadows(dispatch, trials, settings.gateway.shadows_at_once),
+            inspect=self._bases.inspect,
+            threads=self._threads,
+            uploads=Path(home) / "uploads",
+            uploads_at_once=asyncio.Semaphore(uploads.at_once),
+            resumable=ResumableUploads(store, uploads),
+            imports=Imports(store_url, settings.imports, uploads),
+            readiness=self._readiness,
+            started_at=int(time.time()),
+            bases=frozenset(),
+        )
+        self._app = HttpApp(self._services)
+        self._tasks = [asyncio.get_running_loop().create_task(trials.keep_reporting())]
+        if watch:
+            seen = await self._services.run(record.read)
+            if seen is None:
+                raise RuntimeError("nothing is deployed on this Ray cluster: start with `lorikeet up`")
+            self._serve(Deployed.from_json(seen).served)
+            self._tasks.append(asyncio.get_running_loop().create_task(self._watch(seen)))
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        return self._app
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve's own way to tell what is served, for a cluster that an operator keeps by a file (`serve_config.py`)."""
+        self._serve(Settings.model_validate(config).models)
+
+    async def states(self) -> Mapping[str, str]:
+        """What state each base model is in; the launcher asks through Serve."""
+        return await self._services.readiness()
+
+    def _serve(self, models: tuple[ModelSettings, ...]) -> None:
+        """From here on requests find these models, and no others."""
+        ids = [model.id for model in models]
+        known = self._handles
+        self._handles = {id: known.get(id) or serve.get_deployment_handle(REPLICA, app_of(id), _check_exists=False) for id in ids}
+        for handle in self._handles.values():
+            start_watching(handle)
+        self._fleet.keep(ids)
+        self._bases.serve(ids)
+        self._readiness.watch(ids)
+        self._services.waking.serve(models)
+        settings = self._services.settings.model_copy(update={"models": models})
+        self._services = dataclasses.replace(self._services, settings=settings, bases=frozenset(ids))
+        self._app.use(self._services)
+        logger.info("models_served", extra={"models": ", ".join(ids)})
+
+    def _handle_of(self, base: str) -> DeploymentHandle[Any]:
+        handle = self._handles.get(base)
+        if handle is None:  # a request that came before the model was removed, and has to be sent again
+            raise NotFound(f"model {base} is no longer served: ask for one of GET /api/v1/models", param="model")
+        return handle
+
+    @property
+    def _place(self) -> Place:
+        return placed
+
+    def _addresses_of(self, base: str) -> tuple[ReplicaAddress, ...]:
+        return addresses_of(self._handle_of(base))
+
+    async def _watch(self, seen: bytes) -> None:
+        """Follow the cluster's record. While it cannot be read, what is known is served on."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                found = await self._services.run(record.read)
+                if found is not None and found != seen:
+                    seen, served = found, Deployed.from_json(found).served
+                    if served != self._services.settings.models:
+                        self._serve(served)
+            except Exception:
+                logger.warning("record_unread", exc_info=True)
+
+    async def __del__(self) -> None:
+        receiver = getattr(self, "_receiver", None)
+        if receiver is not None:
+            for task in self._tasks:
+                task.cancel()
+            self._services.shadows.close()
+            self._fleet.close()
+            receiver.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)

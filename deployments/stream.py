@@ -1,0 +1,281 @@
+"""The token side channel: frames go from a replica to the gateway that asked, beside Ray instead of through it.
+
+Each gateway binds one ZeroMQ PULL socket (`FrameReceiver`); each replica keeps one PUSH socket per gateway (`FrameSender`). All frames
+that one engine step produced for one gateway leave as ONE message, so the cost is per step and not per token, and nothing waits for a
+timer: a flush is scheduled behind the tasks that are ready now. A message is a run of `stream id (16) | length (4) | kind (1) | payload`.
+
+Stream ids are random, so a frame for a request that is gone is dropped. Both sides are bounded: a gateway that does not read loses
+its requests (`FrameSender` gives it up), a client that does not read loses its own (`Inbox` overflows).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import zmq
+
+from adapters_store.errors import LorikeetError, Overloaded, Unavailable
+from deployments.messages import (
+    DATA,
+    END,
+    ERROR,
+    GREETING,
+    HEAD,
+    LOAD,
+    REFUSED,
+    REQUEST_ID_BYTES,
+    Refused,
+    error_from_payload,
+    greeting_payload,
+    load_payload,
+)
+from deployments.sockets import Context, Pull, Push
+
+logger = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("!16sIc")
+_EPOCH_BYTES = 8
+_LINGER_MILLISECONDS = 500
+
+
+class FrameSender:
+    """A replica's side: one outgoing queue per gateway.
+
+    `name` is what the replica is known by to gateways; frames about itself, not about one request, carry it in place of a stream's id.
+    `on_gateway_lost` is called with the address of a gateway that closed its socket or stopped reading; its requests are then
+    nobody's. Runs on the asyncio loop that builds it.
+    """
+
+    def __init__(self, on_gateway_lost: Callable[[str], None], name: bytes = bytes(REQUEST_ID_BYTES)) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._loop = asyncio.get_running_loop()
+        self._on_gateway_lost = on_gateway_lost
+        self._name = name
+        self._lines: dict[str, _Line] = {}
+
+    def send(self, gateway: str, stream_id: bytes, kind: bytes, payload: bytes = b"") -> None:
+        """Queue one frame; it leaves after the tasks that are ready now have run."""
+        line = self._lines.get(gateway) or self._open(gateway)
+        line.carries = True
+        line.append(stream_id, kind, payload)
+
+    def reach(self, gateway: str) -> None:
+        """Connect to a gateway now, so that its loss is noticed before there is anything to send."""
+        line = self._lines.get(gateway) or self._open(gateway)
+        line.carries = True
+
+    def tell_load(self, requests: int) -> None:
+        """Tell every gateway that is known how many requests this replica has, if it has not been told so last."""
+        for line in self._lines.values():
+            if line.told_load != requests:
+                line.told_load = requests
+                line.append(self._name, LOAD, load_payload(requests))
+
+    def close(self) -> None:
+        """What was sent before still leaves, if that takes not long."""
+        for line in list(self._lines.values()):
+            line.close(_LINGER_MILLISECONDS)
+        self._lines.clear()
+        self._context.destroy(linger=_LINGER_MILLISECONDS)
+
+    def _open(self, gateway: str, *, again: bool = False) -> _Line:
+        line = self._lines[gateway] = _Line(self._context, gateway, self._loop, lambda: self._lose(gateway))
+        line.append(self._name, GREETING, greeting_payload(secrets.token_bytes(_EPOCH_BYTES), again=again))
+        return line
+
+    def _lose(self, gateway: str) -> None:
+        line = self._lines.pop(gateway, None)
+        if line is None:
+            return
+        line.close()
+        if line.carries:
+            logger.warning("gateway_lost", extra={"gateway": gateway})
+            self._on_gateway_lost(gateway)
+        if line.reached:
+            # If it lives, it has to hear that frames were lost; if not, this second line is lost in its turn, and that is the end.
+            self._open(gateway, again=True)
+
+
+class _Line:
+    """One gateway's socket and the frames not yet handed to it."""
+
+    def __init__(self, context: Context, gateway: str, loop: asyncio.AbstractEventLoop, lose: Callable[[], None]) -> None:
+        self.carries = False  # anything that a request waits for
+        self.told_load = 0
+        self._loop = loop
+        self._lose = lose
+        self._parts: list[bytes] = []
+        self._scheduled = False
+        self._push = Push(context, gateway, lose)
+
+    @property
+    def reached(self) -> bool:
+        return self._push.reached
+
+    def append(self, stream_id: bytes, kind: bytes, payload: bytes) -> None:
+        self._parts.append(_HEADER.pack(stream_id, len(payload), kind))
+        self._parts.append(payload)
+        if not self._scheduled:
+            self._scheduled = True
+            # Twice: the first runs behind what is ready now, the second behind what those tasks made ready.
+            self._loop.call_soon(self._loop.call_soon, self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._push.closed:
+            return
+        message = b"".join(self._parts)
+        self._parts.clear()
+        if not self._push.send(message):
+            self._lose()
+
+    def close(self, linger_milliseconds: int = 0) -> None:
+        self._push.close(linger_milliseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The payload of a HEAD frame, unread."""
+
+    payload: bytes
+
+
+class Inbox:
+    """The frames of one request, in order, as they arrive at its gateway.
+
+    `get` returns what has come since the last call as one run of bytes: a slow reader costs fewer, larger writes. Holds at most
+    `limit_bytes` that the client has not taken; beyond it the request fails with Overloaded, and `on_overflow` is called at once, since a
+    reader that is stuck will not see the failure soon.
+    """
+
+    __slots__ = ("_buffered", "_chunks", "_error", "_limit_bytes", "_on_overflow", "_waiter", "ended", "head")
+
+    def __init__(self, limit_bytes: int, on_overflow: Callable[[], None] | None = None) -> None:
+        self.head: Head | None = None
+        self.ended = False
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._limit_bytes = limit_bytes
+        self._on_overflow = on_overflow
+        self._error: LorikeetError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, kind: bytes, payload: bytes) -> None:
+        if self.ended:
+            return
+        if kind == DATA:
+            if not payload:
+                return  # to a reader, an empty part is the end
+            self._buffered += len(payload)
+            if self._buffered > self._limit_bytes:
+                self.fail(
+                    Overloaded(f"the client left more than {self._limit_bytes} bytes of its answer unread: read faster, or ask for less")
+                )
+                if self._on_overflow is not None:
+                    self._on_overflow()
+                return
+            self._chunks.append(payload)
+        elif kind == HEAD:
+            self.head = Head(payload)
+            return  # always followed by DATA, END or ERROR in the same message or later: nobody needs waking for it
+        elif kind == END:
+            self.ended = True
+        elif kind == ERROR:
+            self.fail(error_from_payload(payload))
+            return
+        elif kind == REFUSED:
+            self.fail(Refused("the replica takes no more"))
+            return
+        self._wake()
+
+    def fail(self, error: LorikeetError) -> None:
+        """End the request with `error`, raised to the reader once it has taken what came before."""
+        if self.ended:
+            return
+        self._error = error
+        self.ended = True
+        self._wake()
+
+    async def get(self) -> bytes:
+        """The next run of bytes; b"" when the answer is complete. Raises the error that ended it."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.ended:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        return data
+
+    @property
+    def started(self) -> bool:
+        """Whether any part of the answer has come."""
+        return bool(self._chunks) or self.ended
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class Listener(Protocol):
+    """Hears the frames that a replica sends about itself."""
+
+    def put(self, kind: bytes, payload: bytes) -> None: ...
+
+
+class FrameReceiver:
+    """A gateway's side: one PULL socket, frames sorted into the inboxes of the requests in flight."""
+
+    def __init__(self, host: str) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._inboxes: dict[bytes, Inbox] = {}
+        self._listeners: dict[bytes, Listener] = {}
+        self._pull = Pull(self._context, host, self._sort)
+        self.address = self._pull.address
+
+    def open(self, stream_id: bytes, limit_bytes: int, on_overflow: Callable[[], None] | None = None) -> Inbox:
+        inbox = self._inboxes[stream_id] = Inbox(limit_bytes, on_overflow)
+        return inbox
+
+    def forget(self, stream_id: bytes) -> None:
+        self._inboxes.pop(stream_id, None)
+
+    def listen(self, name: bytes, listener: Listener) -> None:
+        """Have what the replica of this name says about itself told to `listener`, until `ignore`."""
+        self._listeners[name] = listener
+
+    def ignore(self, name: bytes) -> None:
+        self._listeners.pop(name, None)
+
+    @property
+    def open_count(self) -> int:
+        return len(self._inboxes)
+
+    def close(self) -> None:
+        if self._pull.closed:
+            return
+        self._pull.close()
+        self._context.destroy(linger=0)
+        for inbox in list(self._inboxes.values()):
+            inbox.fail(Unavailable("the gateway is shutting down: send the request again"))
+
+    def _sort(self, message: bytes) -> None:
+        inboxes, unpack, header = self._inboxes, _HEADER.unpack_from, _HEADER.size
+        at, end = 0, len(message)
+        while at + header <= end:
+            stream_id, length, kind = unpack(message, at)
+            at += header
+            to = inboxes.get(stream_id) or self._listeners.get(stream_id)
+            if to is not None:
+                to.put(kind, message[at : at + length])
+            at += length

@@ -1,0 +1,340 @@
+"""The side channel: frames arrive in order, to the request they are for, one message for each turn of the loop, and nothing grows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import zmq
+
+from adapters_store.errors import InternalError, LorikeetError, NotFound, Overloaded, Unavailable
+from deployments.messages import DATA, END, ERROR, HEAD, error_payload
+from deployments.stream import FrameReceiver, FrameSender, Inbox
+
+LIMIT_BYTES = 1000
+SECONDS = 10.0  # for what takes milliseconds on a quiet machine
+SLACK_SECONDS = 2.0  # that a busy machine may keep this process waiting
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[FrameReceiver]:
+    receiver = FrameReceiver("127.0.0.1")
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[FrameSender]:
+    sender = FrameSender(lambda gateway: pytest.fail(f"{gateway} was given up"))
+    yield sender
+    sender.close()
+
+
+@contextlib.contextmanager
+def raw_push(address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A socket that sends a gateway whatever it likes."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.connect(address)
+        yield socket
+
+
+def frame(stream_id: bytes, kind: bytes, payload: bytes = b"") -> bytes:
+    return struct.pack("!16sIc", stream_id, len(payload), kind) + payload
+
+
+def new_id() -> bytes:
+    return secrets.token_bytes(16)
+
+
+async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  (the condition has no event of its own)
+            await asyncio.sleep(0.005)
+
+
+async def read_all(inbox: Inbox) -> bytes:
+    async with asyncio.timeout(SECONDS):
+        return b"".join([part async for part in iter_parts(inbox)])
+
+
+async def iter_parts(inbox: Inbox) -> AsyncIterator[bytes]:
+    while part := await inbox.get():
+        yield part
+
+
+async def test_frames_arrive_in_order_at_their_own_request(receiver: FrameReceiver, sender: FrameSender) -> None:
+    ids = [new_id() for _ in range(50)]
+    inboxes = [receiver.open(stream_id, 1 << 20) for stream_id in ids]
+    for step in range(100):
+        for stream_id in ids:
+            sender.send(receiver.address, stream_id, DATA, stream_id + step.to_bytes(2, "big"))
+        if step % 7 == 0:
+            await asyncio.sleep(0)
+    for stream_id in ids:
+        sender.send(receiver.address, stream_id, END)
+    for stream_id, inbox in zip(ids, inboxes, strict=True):
+        assert await read_all(inbox) == b"".join(stream_id + step.to_bytes(2, "big") for step in range(100))
+
+
+async def test_all_frames_of_a_turn_leave_as_one_message(sender: FrameSender) -> None:
+    """Also those of tasks that became ready in that turn: the cost is per engine step, not per token."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as gateway:
+        address = f"tcp://127.0.0.1:{gateway.bind_to_random_port('tcp://127.0.0.1')}"
+        sender.send(address, b"0" * 16, DATA, b"connect")
+        await until(lambda: gateway.poll(0))
+        gateway.recv()
+
+        async def request(stream_id: bytes) -> None:
+            await done  # as a request's task wakes for the engine's step
+            sender.send(address, stream_id, DATA, b"token")
+
+        done = asyncio.get_running_loop().create_future()
+        tasks = [asyncio.create_task(request(i.to_bytes(16, "big"))) for i in range(40)]
+        await asyncio.sleep(0)
+        sender.send(address, b"1" * 16, DATA, b"tapped in the step itself")
+        done.set_result(None)
+        await asyncio.gather(*tasks)
+        await until(lambda: gateway.poll(0))
+        message = gateway.recv()
+        await asyncio.sleep(0.2)
+        assert not gateway.poll(0), "the frames of one turn took more than one message"
+        assert message.count(b"token") == 40 and b"tapped" in message
+
+
+async def test_frame_of_an_unknown_request_is_dropped(receiver: FrameReceiver, sender: FrameSender) -> None:
+    known, forgotten = new_id(), new_id()
+    inbox, gone = receiver.open(known, LIMIT_BYTES), receiver.open(forgotten, LIMIT_BYTES)
+    receiver.forget(forgotten)
+    for stream_id in (new_id(), known, forgotten):
+        sender.send(receiver.address, stream_id, DATA, stream_id)
+        sender.send(receiver.address, stream_id, END)
+    assert await read_all(inbox) == known
+    assert not gone.ended
+    assert receiver.open_count == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"x",
+        b"\0" * 20,
+        b"\xff" * 1000,
+        frame(b"?" * 16, b"?", b"an unknown kind"),
+        frame(b"?" * 16, DATA, b"cut")[:-2],
+        frame(b"?" * 16, DATA, b"trailed by") + b"half a header",
+        struct.pack("!16sIc", b"?" * 16, 2**32 - 1, DATA) + b"a length beyond the message",
+    ],
+)
+async def test_malformed_message_harms_nobody(receiver: FrameReceiver, message: bytes) -> None:
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, LIMIT_BYTES)
+    with raw_push(receiver.address) as push:
+        push.send(message)
+        push.send_multipart([message, frame(stream_id, DATA, b"still")])
+        push.send(frame(stream_id, DATA, b"here") + frame(stream_id, END))
+        assert (await read_all(inbox)).endswith(b"here")
+
+
+async def test_an_unknown_kind_of_frame_is_ignored(receiver: FrameReceiver) -> None:
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, LIMIT_BYTES)
+    with raw_push(receiver.address) as push:
+        push.send(frame(stream_id, b"?", b"from a later version") + frame(stream_id, DATA, b"answer") + frame(stream_id, END))
+        assert await read_all(inbox) == b"answer"
+
+
+async def test_overflow_of_one_request_fails_it_alone(receiver: FrameReceiver, sender: FrameSender) -> None:
+    slow_id, quick_id = new_id(), new_id()
+    slow, quick = receiver.open(slow_id, LIMIT_BYTES), receiver.open(quick_id, LIMIT_BYTES)
+    reading = asyncio.create_task(read_all(quick))
+    for _ in range(11):
+        sender.send(receiver.address, slow_id, DATA, b"s" * 100)
+        sender.send(receiver.address, quick_id, DATA, b"q" * 100)
+        await asyncio.sleep(0.005)
+    sender.send(receiver.address, quick_id, END)
+    assert await reading == b"q" * 1100
+    taken = b""
+    with pytest.raises(Overloaded, match="1000 bytes"):
+        while True:
+            taken += await asyncio.wait_for(slow.get(), SECONDS)
+    assert taken == b"s" * 1000, "what came before the overflow is still the client's"
+
+
+async def test_a_read_makes_room_again(receiver: FrameReceiver) -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    for _ in range(5):
+        inbox.put(DATA, b"x" * LIMIT_BYTES)
+        assert await inbox.get() == b"x" * LIMIT_BYTES
+    assert not inbox.ended
+
+
+async def test_an_overflown_request_holds_no_more(receiver: FrameReceiver) -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    for _ in range(10_000):
+        inbox.put(DATA, b"x" * 100)
+    assert len(await inbox.get()) == LIMIT_BYTES
+
+
+async def test_head_comes_before_the_data_it_is_for(receiver: FrameReceiver, sender: FrameSender) -> None:
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, LIMIT_BYTES)
+    sender.send(receiver.address, stream_id, HEAD, b"head")
+    sender.send(receiver.address, stream_id, DATA, b"data")
+    assert await asyncio.wait_for(inbox.get(), SECONDS) == b"data"
+    assert inbox.head is not None and inbox.head.payload == b"head"
+
+
+async def test_head_alone_wakes_nobody() -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    reading = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    inbox.put(HEAD, b"head")
+    await asyncio.sleep(0.01)
+    assert not reading.done()
+    inbox.put(END, b"")
+    assert await reading == b""
+
+
+async def test_error_reaches_the_reader_after_what_came_before() -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    inbox.put(DATA, b"begun")
+    inbox.put(ERROR, error_payload(Unavailable("away", retry_after_seconds=7.0)))
+    assert await inbox.get() == b"begun"
+    for _ in range(2):  # and stays
+        with pytest.raises(Unavailable, match="away") as raised:
+            await inbox.get()
+        assert raised.value.retry_after_seconds == 7.0
+
+
+@pytest.mark.parametrize("ending", [(END, b""), (ERROR, error_payload(NotFound("none")))])
+async def test_nothing_follows_the_end(ending: tuple[bytes, bytes]) -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    inbox.put(DATA, b"all")
+    inbox.put(*ending)
+    inbox.put(DATA, b"late")
+    inbox.put(END, b"")
+    inbox.put(ERROR, error_payload(InternalError("late")))
+    inbox.fail(InternalError("late"))
+    assert await inbox.get() == b"all"
+    if ending[0] == END:
+        assert await inbox.get() == b""
+    else:
+        with pytest.raises(NotFound):
+            await inbox.get()
+
+
+async def test_a_reader_that_waits_is_woken_by_an_error() -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    reading = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    inbox.fail(Overloaded("full"))
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(reading, SECONDS)
+
+
+async def test_an_empty_part_does_not_end_the_answer() -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    inbox.put(DATA, b"")
+    reading = asyncio.create_task(read_all(inbox))
+    await asyncio.sleep(0)
+    inbox.put(DATA, b"after it")
+    inbox.put(END, b"")
+    assert await reading == b"after it"
+
+
+async def test_a_gateway_that_closes_is_lost_once_and_within_a_second() -> None:
+    lost: list[str] = []
+    sender = FrameSender(lost.append)
+    receiver, other = FrameReceiver("127.0.0.1"), FrameReceiver("127.0.0.1")
+    try:
+        stream_id = new_id()
+        here, there = receiver.open(stream_id, LIMIT_BYTES), other.open(stream_id, LIMIT_BYTES)
+        for gateway in (receiver, other):
+            sender.send(gateway.address, stream_id, DATA, b"hello")
+        assert await asyncio.wait_for(here.get(), SECONDS) == await asyncio.wait_for(there.get(), SECONDS) == b"hello"
+        closed_at = time.monotonic()
+        receiver.close()
+        await until(lambda: lost)
+        assert time.monotonic() - closed_at < 1.0 + SLACK_SECONDS
+        sender.send(other.address, stream_id, DATA, b"you live")
+        assert await asyncio.wait_for(there.get(), SECONDS) == b"you live"
+        await asyncio.sleep(0.3)
+        assert lost == [receiver.address]
+    finally:
+        sender.close()
+        other.close()
+
+
+async def test_a_gateway_that_is_not_there_is_lost() -> None:
+    lost: list[str] = []
+    sender = FrameSender(lost.append)
+    try:
+        gone = FrameReceiver("127.0.0.1")
+        gone.close()
+        sender.send(gone.address, new_id(), DATA, b"anyone?")
+        await until(lambda: lost)
+        assert lost == [gone.address]
+    finally:
+        sender.close()
+
+
+async def test_a_gateway_that_does_not_read_is_given_up_and_memory_stays() -> None:
+    """It is connected and takes nothing: the replica keeps so much for it and no more."""
+    lost: list[str] = []
+    sender = FrameSender(lost.append)
+    listener = await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), "127.0.0.1", 0)
+    try:
+        address = f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        for _ in range(20_000):
+            sender.send(address, b"i" * 16, DATA, b"x" * 100)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            if lost:
+                break
+        assert lost == [address]
+    finally:
+        sender.close()
+        listener.close()
+
+
+async def test_closing_a_gateway_answers_its_requests(receiver: FrameReceiver) -> None:
+    inbox = receiver.open(new_id(), LIMIT_BYTES)
+    reading = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    receiver.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(reading, SECONDS)
+
+
+async def test_a_flood_leaves_turns_to_other_tasks(receiver: FrameReceiver) -> None:
+    """Other requests are served while frames keep coming."""
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, 1 << 30)
+    with raw_push(receiver.address) as push:
+        for _ in range(4000):
+            push.send(frame(stream_id, DATA, b"x"))
+        push.send(frame(stream_id, END))
+        turns_while_reading: list[int] = []
+        received = 0
+        async with asyncio.timeout(SECONDS):
+            while part := await inbox.get():
+                received += len(part)
+                turns_while_reading.append(len(part))
+    assert received == 4000
+    assert max(turns_while_reading) <= 512
+
+
+@pytest.mark.parametrize("error", [NotFound("no", param="model"), Overloaded("full", retry_after_seconds=3.0), InternalError("ours")])
+def test_errors_cross_as_they_are(error: LorikeetError) -> None:
+    inbox = Inbox(LIMIT_BYTES)
+    inbox.put(ERROR, error_payload(error))
+    with pytest.raises(type(error)) as raised:
+        asyncio.run(inbox.get())
+    assert raised.value.message == error.message and raised.value.param == error.param

@@ -1,0 +1,115 @@
+"""A process of its own for `test_short_path.py`: one engine without Serve, each request asked on every path through it.
+
+    python -m tests.system.both_paths MODEL_FOLDER ADAPTER_FOLDER < requests.json > answers.json
+
+Reads a list of {"adapter": bool, "body": {…}}, writes for each {"is_plain", "short", "full", "short_whole", "full_whole"}: what the short
+path streamed, what vLLM's own path streamed, and what each answered to the same request unstreamed. An answer is {"text": …} or
+{"error": [class, message, param]}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters_store.adapter import Adapter
+from adapters_store.errors import LorikeetError
+from configs.settings import LoraSettings, ModelSettings
+from deployments.messages import ChatCall
+
+AT_ONCE = 6
+ASKED_NAME = "ask/"  # adapters are asked for by a name that is not their version's, so that an echo of the wrong one shows
+ADAPTER = Adapter("short", "path", "5" * 64, "tiny", 8, (), 0.0, "test")
+
+Answers = dict[str, Any]
+
+
+async def answer_all(model_folder: Path, adapter_folder: Path, cases: list[Mapping[str, Any]]) -> list[Answers]:
+    from deployments.engine.vllm import VllmEngine
+
+    model = ModelSettings(
+        id="tiny",
+        source=str(model_folder),
+        engine={
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 512,
+            "max_num_seqs": 32,
+            "max_num_batched_tokens": 512,
+            "tool_call_parser": "hermes",  # a parser must change nothing for requests without tools
+            "enable_auto_tool_choice": True,
+        },
+        lora=LoraSettings(max_loras=2, max_cpu_loras=4, max_rank=8),
+    )
+    engine = await VllmEngine.start(model, model_folder)
+    try:
+        await engine.load_adapter(ADAPTER.exact_name, 1, str(adapter_folder))
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def in_turn(case: Mapping[str, Any]) -> Answers:
+            async with turns:
+                return await _ask_every_way(engine, case, str(adapter_folder))
+
+        return await asyncio.gather(*(in_turn(case) for case in cases))
+    finally:
+        engine.stop()
+
+
+async def _ask_every_way(engine: Any, case: Mapping[str, Any], adapter_path: str) -> Answers:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.lora.request import LoRARequest
+
+    from deployments.engine.errors import from_exception
+    from deployments.engine.plain import is_plain
+
+    adapter = ADAPTER if case["adapter"] else None
+    lora = LoRARequest(lora_name=ADAPTER.exact_name, lora_int_id=1, lora_path=adapter_path) if adapter else None
+
+    async def ask(path: Any, fields: Mapping[str, Any]) -> Answers:
+        body = json.dumps(fields).encode()
+        model = f"{ASKED_NAME}{'adapter' if adapter else 'base'}"
+        call = ChatCall(uuid.uuid4().hex, b"0" * 16, "", model, adapter, body, bool(fields.get("stream")))
+        parts: list[bytes] = []
+        try:
+            await asyncio.wait_for(path.chat(call, ChatCompletionRequest.model_validate_json(body), lora, parts.append), 120)
+        except Exception as failure:
+            error = failure if isinstance(failure, LorikeetError) else from_exception(failure, call.request_id)
+            return {"id": call.request_id, "error": [type(error).__name__, error.message, error.param], "text": _text(parts)}
+        return {"id": call.request_id, "text": _text(parts)}
+
+    streamed = {**case["body"], "stream": True}
+    plain = is_plain(ChatCompletionRequest.model_validate(streamed))
+    unstreamed = {name: value for name, value in case["body"].items() if name not in ("stream", "stream_options")}
+    asked = {"full": ask(engine._full, streamed), "full_whole": ask(engine._full, unstreamed)}
+    if plain:
+        asked |= {"short": ask(engine._plain, streamed), "short_whole": ask(engine._plain, unstreamed)}
+    return {"is_plain": plain, **dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))}
+
+
+def _text(parts: list[bytes]) -> str:
+    return b"".join(parts).decode()
+
+
+def main() -> None:
+    os.environ |= {
+        "VLLM_PLUGINS": "lorikeet_cpu_lora",
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    cases = json.load(sys.stdin)
+    answers = asyncio.run(answer_all(Path(sys.argv[1]), Path(sys.argv[2]), cases))
+    Path(sys.argv[3]).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

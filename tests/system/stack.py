@@ -1,0 +1,204 @@
+"""The whole platform for tests: `lorikeet up` as a user starts it, two base models, S3 behind it, everything on free ports.
+
+`running_stack` starts one in a folder of its own and stops it as Ctrl-C does. While tests are being written, LORIKEET_TEST_STACK names
+the folder of one that already runs (`python -m tests.system.stack FOLDER` starts one to keep), which saves the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import yaml
+
+from adapters_store.objects import ObjectStore, open_store
+from cluster import run_file
+from cluster.embedded import prepare
+from cluster.processes import of_run
+from tests.s3 import free_port, moto_server
+from tests.tiny import make_random_adapter, make_tiny_llama
+from tests.uploading import files_of, parts
+
+START_TIMEOUT_SECONDS = 420.0
+STOP_TIMEOUT_SECONDS = 60.0
+BUCKET = "lorikeet-test"
+KEY = "lk-test-key-of-the-system-tests"
+BASE = "smollm2-135m"
+TINY = "tiny"
+SLOTS = 2  # max_loras: fewer than the demo adapters, so that slots are always fought for
+ROOM = 4  # max_cpu_loras
+MAX_RANK = 16
+CPUS = 0.5  # of each; an engine has one thread all the same, and a model that a test adds finds room on two cores
+CONTEXT = 1024  # max_model_len of both
+MAX_UPLOAD_BYTES = 8 << 20
+TINY_BLOCKS = 8192  # of 16 tokens, 64 MiB: all of the KV cache is soon touched, so memory that grows after that is a leak
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running platform. `url` ends before /api/v1; `environment` is what a process needs to reach its S3."""
+
+    home: Path
+    url: str
+    store_url: str
+    environment: Mapping[str, str]
+    key: str = KEY
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/api/v1"
+
+    @property
+    def base_folder(self) -> Path:
+        """The embedded base model's Hugging Face folder."""
+        return self.home / "models" / BASE
+
+    @property
+    def tiny_folder(self) -> Path:
+        return self.home / TINY
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def client(self, timeout_seconds: float = 120.0) -> httpx.Client:
+        """An HTTP client with the key, based at /api/v1/."""
+        return httpx.Client(base_url=f"{self.api}/", headers=self.headers, timeout=timeout_seconds)
+
+    def async_client(self, timeout_seconds: float = 120.0) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=f"{self.api}/", headers=self.headers, timeout=timeout_seconds, limits=limits)
+
+    def store(self) -> ObjectStore:
+        """The object store behind it. The environment must name the S3 endpoint: the `stack` fixture sees to that."""
+        return open_store(self.store_url)
+
+    def push(self, folder: Path, name: str) -> str:
+        """Publish a PEFT folder as `name` (owner/name); returns its exact version, owner/name@digest."""
+        with self.client() as client:
+            response = client.post(f"adapters/{name}/versions", files=parts(files_of(folder)))
+        assert response.status_code in (200, 201), response.text
+        version: str = response.json()["id"]
+        return version
+
+    def push_random(self, folder: Path, name: str, *, seed: int, base: str = TINY, rank: int = 8) -> str:
+        """Publish a random adapter of the tiny model (or of the embedded one), made in `folder`; returns its exact version."""
+        make_random_adapter(folder, self.tiny_folder if base == TINY else self.base_folder, seed=seed, rank=rank, base_name=base)
+        return self.push(folder, name)
+
+
+@contextlib.contextmanager
+def running_stack(home: Path, model_home: Path, *overrides: str) -> Iterator[Stack]:
+    """Start everything, S3 included; yield it when it is ready; stop it and check that no process is left.
+
+    `model_home`: the embedded model's folder, prepared already.
+    """
+    with moto_server() as s3:
+        s3.create_bucket(BUCKET)
+        environment = {**os.environ, **s3.environment, "LORIKEET_HOME": str(home), "LORIKEET_API_KEY": KEY}
+        port = free_port()
+        stack = Stack(home, f"http://127.0.0.1:{port}", f"s3://{BUCKET}/prefix", s3.environment)
+        config = _write_config(stack, model_home, port)
+        log = (home / "up.log").open("wb")
+        command = [sys.executable, "-m", "cluster.cli", "up", "--config", str(config), *overrides]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            run_id = _wait_ready(process, home)
+            yield stack
+        finally:
+            _stop(process, home)
+            log.close()
+        assert process.returncode == 0, f"lorikeet up ended with {process.returncode}:\n{_tail(home)}"
+        left = of_run(run_id)
+        assert not left, f"lorikeet up left processes behind: {left}"
+
+
+def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
+    """Two base models on the CPU: the embedded one in float32, and a tiny one for tests where only the path matters."""
+    home = stack.home
+    home.mkdir(parents=True, exist_ok=True)
+    stack.base_folder.parent.mkdir(exist_ok=True)
+    if not stack.base_folder.exists():
+        stack.base_folder.symlink_to(model_home)
+    if not stack.tiny_folder.exists():
+        make_tiny_llama(stack.tiny_folder, model_home)
+    engine = {"dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True}
+    lora = {"max_loras": SLOTS, "max_cpu_loras": ROOM, "max_rank": MAX_RANK}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    tools = {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}
+    models = [
+        {"id": BASE, "source": "embedded", "engine": {**engine, **tools, "max_num_seqs": 64}, "lora": lora, "environment": environment},
+        {
+            "id": TINY,
+            "source": str(stack.tiny_folder),
+            "engine": {**engine, "max_num_seqs": 256, "num_gpu_blocks_override": TINY_BLOCKS},
+            "lora": lora,
+            "environment": environment,
+        },
+    ]
+    settings = {
+        "store": {"url": stack.store_url},
+        "gateway": {"port": port},
+        "uploads": {"max_bytes": MAX_UPLOAD_BYTES},
+        "models": [{**model, "resources": {"cpus": CPUS}} for model in models],
+        "demo_adapters": True,
+    }
+    path = home / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _wait_ready(process: subprocess.Popen[bytes], home: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"lorikeet up ended with {process.returncode} before it was ready:\n{_tail(home)}")
+        run = run_file.read(home)
+        if run is not None and run.ready_at is not None:
+            return run.run_id
+        time.sleep(0.2)
+    raise RuntimeError(f"not ready after {START_TIMEOUT_SECONDS:.0f} s:\n{_tail(home)}")
+
+
+def _stop(process: subprocess.Popen[bytes], home: Path) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+        raise AssertionError(f"lorikeet up did not stop within {STOP_TIMEOUT_SECONDS:.0f} s of Ctrl-C:\n{_tail(home)}") from None
+
+
+def _tail(home: Path) -> str:
+    return (home / "up.log").read_text(errors="replace")[-4000:]
+
+
+def kept_stack(home: Path) -> Stack:
+    """The stack that `python -m tests.system.stack` runs in `home`."""
+    fields = json.loads((home / "stack.json").read_text())
+    return Stack(home, fields["url"], fields["store_url"], fields["environment"])
+
+
+def main() -> None:
+    """Run a stack in the given folder until Ctrl-C."""
+    home = Path(sys.argv[1]).absolute()
+    with running_stack(home, prepare(home.parent / "lorikeet-models", print), *sys.argv[2:]) as stack:
+        (home / "stack.json").write_text(json.dumps({**asdict(stack), "home": str(home)}))
+        print(f"ready: export LORIKEET_TEST_STACK={home}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    main()
