@@ -134,7 +134,7 @@ def test_import_publishes_what_the_server_fetches(lorikeet: Command, adapter: Pa
         assert refused.returncode == 1 and "imports.buckets" in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["support", "acme/support:beta", "a b/c"])
+@pytest.mark.parametrize("name", ["support", "acme/support@92747eca", "a b/c"])
 def test_push_under_a_name_that_is_none_is_refused(asking: Command, adapter: Path, name: str) -> None:
     done = asking("adapters", "push", str(adapter), name)
     assert done.returncode == 1
