@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from cluster.embedded import prepare
+from tests.serving import serving_environment
 
 # By the clock, hypothesis fails a test of milliseconds on a machine that does other things too.
 hypothesis.settings.register_profile("lorikeet", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -24,4 +25,7 @@ def embedded_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     base = tmp_path_factory.getbasetemp()
     kept = base if request.config.getoption("basetemp") else base.parent
     home = Path(os.environ.get("LORIKEET_TEST_CACHE") or kept / "lorikeet-models")
-    return prepare(home, lambda line: print(line, flush=True))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in serving_environment().items():
+            patch.setenv(name, value)
+        return prepare(home, lambda line: print(line, flush=True))

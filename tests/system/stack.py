@@ -25,6 +25,7 @@ from cluster import run_file
 from cluster.embedded import prepare
 from cluster.processes import of_run
 from tests.s3 import free_port, moto_server
+from tests.serving import serving_environment
 from tests.tiny import make_random_adapter, make_tiny_llama
 from tests.uploading import files_of, parts
 
@@ -104,7 +105,7 @@ def running_stack(home: Path, model_home: Path, *overrides: str) -> Iterator[Sta
     """
     with moto_server() as s3:
         s3.create_bucket(BUCKET)
-        environment = {**os.environ, **s3.environment, "LORIKEET_HOME": str(home), "LORIKEET_API_KEY": KEY}
+        environment = {**os.environ, **serving_environment(), **s3.environment, "LORIKEET_HOME": str(home), "LORIKEET_API_KEY": KEY}
         port = free_port()
         stack = Stack(home, f"http://127.0.0.1:{port}", f"s3://{BUCKET}/prefix", s3.environment)
         config = _write_config(stack, model_home, port)
