@@ -54,9 +54,9 @@ class Load:
         self._process = process
         self._folder = folder
 
-    def warm_up(self, stack: Stack) -> None:
-        """Ask every model once alone, then all at once, so that nothing is new when it is measured. Raises RuntimeError on a failure."""
-        for model in stack.models:
+    def warm_up(self, stack: Stack, *, is_new: bool) -> None:
+        """Ask all models at once, those of a new stack once alone before, so that nothing is new when measured. Raises RuntimeError."""
+        for model in stack.models if is_new else ():
             self._ask_once(stack, model)
         names = len(stack.models)
         self._bench(stack, Case("warm_up", names, 2 * names), seed=0)

@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             part_folder = Path(folder) / name
             part_folder.mkdir()
             measurements += run_part(part, workload, part_folder, load, rounds, name)
-    print(results.table(measurements))
-    if not options.quick:
-        print(results.write(measurements, Path(options.out), rounds))
+            print(results.table(measurements), flush=True)
+            if not options.quick:  # after each part: what stops a later one does not take this one's figures with it
+                print(results.write(measurements, Path(options.out), rounds), flush=True)
 
 
 def run_part(part: Part, workload: Workload, folder: Path, load: Load, rounds: int, name: str) -> list[Measurement]:
@@ -87,7 +87,7 @@ def _started(name: str, workload: Workload, folder: Path, load: Load) -> Iterato
     """The stack, warmed up and paused."""
     began = time.monotonic()
     with all_stacks()[name](workload, folder) as stack:
-        load.warm_up(stack)
+        load.warm_up(stack, is_new=True)
         gib = stack.processes.memory_bytes() / 2**30
         print(f"  {name} is up after {time.monotonic() - began:.0f} s, {gib:.1f} GiB{'; ' + stack.note if stack.note else ''}", flush=True)
         stack.processes.pause()
@@ -100,7 +100,7 @@ def _awake(stack: Stack, load: Load) -> Iterator[None]:
     stack.processes.resume()
     try:
         time.sleep(SETTLE_SECONDS)
-        load.warm_up(stack)
+        load.warm_up(stack, is_new=False)
         yield
     finally:
         stack.processes.pause()
