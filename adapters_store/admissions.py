@@ -1,7 +1,7 @@
 """From pending to ready or rejected: each one conditional put in aliases.json (`admission.py` says what these are).
 
 A gateway tries a version on a replica (`deployments/api/admission.py`) and tells the outcome here. So that any gateway finds what waits, a
-version that waits has a marker, an empty object whose key says which. Like the listing's markers it is derived: one that is left over
+version that waits has a marker (`publishing.py`), an empty object whose key says which. Like the listing's markers it is derived: one that is left over
 is removed when it is looked at.
 """
 
@@ -125,10 +125,6 @@ class Admissions:
             else:
                 found.append(adapter)
         return found
-
-    def mark(self, adapter: Adapter) -> None:
-        """Let every gateway find a version that waits."""
-        self._store.put(pending_key(adapter.owner, adapter.name, adapter.version), b"")
 
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> tuple[Pointers, Pointers]:
         """The pointers before and after."""

@@ -159,10 +159,12 @@ class _PlainLoader(yaml.SafeLoader):
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"]))
+    if not name:
+        return f"{SETTINGS_FILE} is no mapping: write it as `stop: …`, `defaults: …`, `golden: …`."
     if first["type"] == "extra_forbidden":
         allowed = "stop, defaults, golden" if len(first["loc"]) == 1 else ", ".join(_allowed(first["loc"]))
         return f"{SETTINGS_FILE} says {quote(name)}, which is no setting here: use {allowed}."
-    return f"{SETTINGS_FILE}: {name or 'the file'} is {quote(first['input'])} ({first['msg'].removeprefix('Value error, ').lower()})."
+    return f"{SETTINGS_FILE}: {name} is {quote(first['input'])} ({first['msg'].removeprefix('Value error, ').lower()})."
 
 
 def _allowed(place: tuple[int | str, ...]) -> list[str]:

@@ -23,6 +23,8 @@ from adapters_store.adapter import Adapter
 from adapters_store.admission import Pending
 from adapters_store.errors import Conflict, Unavailable
 from adapters_store.history import PUBLISH, Actor
+from adapters_store.layout import pending_key
+from adapters_store.objects import ObjectStore
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers, without
 from adapters_store.versions import Versions
@@ -41,7 +43,8 @@ class Point(Protocol):
 
 
 class Publishing:
-    def __init__(self, versions: Versions, pointer_files: PointerFiles, *, tries: bool = False) -> None:
+    def __init__(self, store: ObjectStore, versions: Versions, pointer_files: PointerFiles, *, tries: bool = False) -> None:
+        self._store = store
         self._versions = versions
         self._pointer_files = pointer_files
         self._tries = tries
@@ -87,7 +90,10 @@ class Publishing:
     def point(self, stored: Adapter, point: Point) -> bool:
         """Have `point` change the pointers to a version that is there; False when it was collected since we saw it whole."""
 
+        hold = False
+
         def change(before: Pointers) -> Pointers:
+            nonlocal hold
             if stored.version in before.removing or stored.version in before.removed:
                 raise _Collected
             hold = self._tries and (stored.version in before.pending or stored.version in before.rejected)
@@ -97,6 +103,8 @@ class Publishing:
             self._pointer_files.update(stored.owner, stored.name, change)
         except _Collected:
             return False
+        if hold:
+            self._store.put(pending_key(stored.owner, stored.name, stored.version), b"")  # so that any gateway finds it (`admissions.py`)
         return True
 
 

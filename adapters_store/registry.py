@@ -22,12 +22,12 @@ from adapters_store.adoption import AdoptionRules
 from adapters_store.aliases import Aliases
 from adapters_store.canaries import Canaries
 from adapters_store.canary import Canary, Shadow
-from adapters_store.errors import InvalidName, LorikeetError, NotFound, NotReady
+from adapters_store.errors import InvalidName, NotFound, NotReady
 from adapters_store.garbage import Garbage
 from adapters_store.history import PUBLISH, Actor
 from adapters_store.index import AdapterPage, Index, Listing
 from adapters_store.labels import NO_CHANGE, LabelChange
-from adapters_store.lookup import FoundName, Lookup, no_alias, unknown_adapter
+from adapters_store.lookup import FoundName, Lookup, no_alias, not_served, unknown_adapter, waiting_for
 from adapters_store.names import PRODUCTION, ModelRef, check_segment
 from adapters_store.objects import ObjectStore
 from adapters_store.pointer_files import PointerFiles
@@ -82,7 +82,7 @@ class Registry:
         self._versions = Versions(store)
         self._pointer_files = PointerFiles(store)
         self._index = Index(store, self._versions, self._pointer_files)
-        self._publishing = Publishing(self._versions, self._pointer_files, tries=tries)
+        self._publishing = Publishing(store, self._versions, self._pointer_files, tries=tries)
         self._lookup = Lookup(store, self._pointer_files, self._publishing, self._index, adoption)
         self.aliases = Aliases(self._versions, self._pointer_files, self._index, self._lookup)
         self.canaries = Canaries(self._versions, self._pointer_files, self._index, self._lookup)
@@ -117,12 +117,12 @@ class Registry:
         if ref.version is not None:
             adapter = self._versions.find(ref.owner, ref.name, ref.version)
             if found.pointers.is_gone(adapter.version):
-                raise _not_served(adapter, found.pointers)
+                raise not_served(adapter, found.pointers)
             return adapter
         alias = ref.alias or PRODUCTION
         version = found.pointers.served(alias)
         if version is None:
-            raise _waiting_for(found, alias) or no_alias(found, alias)
+            raise waiting_for(found, alias) or no_alias(found, alias)
         return self._versions.find(ref.owner, ref.name, version)
 
     def _beside(self, ref: ModelRef, pointers: Pointers) -> tuple[CanaryArm | None, ShadowArm | None]:
@@ -232,8 +232,6 @@ class Registry:
         return self._published(adapter, False, moves)
 
     def _published(self, adapter: Adapter, created: bool, moves: _Moves) -> Published:
-        if moves.held:
-            self.admissions.mark(adapter)
         told = {"is_new": created, "alias": moves.alias, "alias_moved": moves.moved, "pending": moves.held}
         logger.info("published", extra={"adapter": adapter.exact_name, **told})
         return Published(adapter, created, moves.moved, moves.held)
@@ -273,19 +271,3 @@ class _Moves:
 def _is_hidden(pointers: Pointers) -> bool:
     """Whether its owner alone may know the name: it is private, or nothing of it was ever served."""
     return pointers.private or (not pointers.aliases and not pointers.history and bool(pointers.pending or pointers.rejected))
-
-
-def _waiting_for(found: FoundName, alias: str) -> NotReady | None:
-    """What `alias` will mean once it has been tried."""
-    version = next((version for version, pending in found.pointers.pending.items() if pending.alias == alias), None)
-    return None if version is None else NotReady(found.owner, found.name, version)
-
-
-def _not_served(adapter: Adapter, pointers: Pointers) -> LorikeetError:
-    """Why no request may have a version that is there."""
-    if adapter.version in pointers.pending:
-        return NotReady(adapter.owner, adapter.name, adapter.version)
-    if adapter.version in pointers.rejected:
-        reasons = " ".join(pointers.rejected[adapter.version].reasons)
-        return NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
-    return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")

@@ -57,7 +57,7 @@ def inspect(folder: Path, bases: Sequence[BaseProfile], *, base_hint: str | None
         if config is not None and pairs:
             base, base_faults = _choose(Candidate(config, pairs), bases, base_hint)
             faults += base_faults
-        faults += value_faults(folder / WEIGHTS_FILE, pairs)
+        faults += value_faults(folder / WEIGHTS_FILE, pairs, config.scaling if config else 1.0)
     faults += own_faults(folder)
     if faults or base is None or config is None or config.rank is None:
         raise InvalidAdapter(faults)

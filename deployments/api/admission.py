@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deployments.api.services import ChatDispatch
     from deployments.waking import Waking
 
-LOOK_SECONDS = 5.0  # between two looks for what waits
+LOOK_SECONDS = 2.0  # between two looks for what waits
 TRIALS_AT_ONCE = 4  # a trial asks six chats and its golden prompts
 
 T = TypeVar("T")

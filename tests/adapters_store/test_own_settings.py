@@ -62,7 +62,7 @@ UNFIT: list[tuple[str | bytes, str]] = [
     ("golden: [{prompt: a, contains: b, max_tokens: 100000}]", "golden.0.max_tokens"),
     ("a: &x [1]\nstop: *x", "not plain YAML"),
     ("stop: !!python/object:os.system {}", "not plain YAML"),
-    ("- a\n- b", "the file is"),
+    ("- a\n- b", "is no mapping"),
     ("a: [", "line"),
     (b"\xff\xfe\x00", "not plain YAML"),
     (b"#" * 70_000, "more than 65536 bytes"),
