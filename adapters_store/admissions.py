@@ -1,8 +1,8 @@
 """From pending to ready or rejected: each one conditional put in aliases.json (`admission.py` says what these are).
 
-A gateway tries a version on a replica (`deployments/api/admission.py`) and tells the outcome here. So that any gateway finds what waits, a
-version that waits has a marker (`publishing.py`), an empty object whose key says which. Like the listing's markers it is derived: one that is left over
-is removed when it is looked at.
+A gateway tries a version on a replica (`deployments/api/admission.py`) and tells the outcome here. So that any gateway finds what waits,
+it has a marker (`publishing.py`), an empty object whose key says which. Like the listing's markers it is derived: one that is left over is
+removed when it is looked at.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ OWNER = "t1-adapters"
 COUNTER = itertools.count(time.time_ns() % (1 << 40))  # seeds that no run on a kept stack has used before
 Make = Callable[[], dict[str, bytes]]
 Found = TypeVar("Found")
-NOTICED_SECONDS = 20.0  # a lease, and what is new is tried first
+NOTICED_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
