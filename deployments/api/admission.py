@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters_store.adapter import Adapter
 from adapters_store.admissions import PENDING, READY, REJECTED, Admission
-from adapters_store.errors import InternalError, LorikeetError, NotReady, Overloaded, Unavailable
+from adapters_store.errors import InternalError, LorikeetError, NotFound, NotReady, Overloaded, Unavailable
 from adapters_store.registry import Registry
 from deployments.api import tryout
 
@@ -63,7 +63,7 @@ class Tryouts:
             return Admission(PENDING, adapter)
         try:
             return await self._tried(adapter)
-        except (Unavailable, Overloaded) as error:
+        except (Unavailable, Overloaded, NotFound) as error:  # not found: its base model was taken away meanwhile
             logger.warning("trial_put_off", extra={"adapter": adapter.exact_name, "error": error.message})
             return Admission(PENDING, adapter)
 

@@ -17,7 +17,7 @@ from typing import Any
 import regex
 
 from adapters_store.adapter import Adapter
-from adapters_store.errors import InternalError, InvalidRequest, NotFound, Unavailable
+from adapters_store.errors import InternalError, InvalidRequest, Unavailable
 from adapters_store.own_settings import Golden
 
 Ask = Callable[[Adapter | None, dict[str, Any]], Awaitable[dict[str, Any]]]  # None asks the base; the body in, the answer's JSON out
@@ -93,8 +93,11 @@ async def _ask_base(ask: Ask, body: dict[str, Any]) -> dict[str, Any]:
 
 async def _ask_adapter(ask: Ask, adapter: Adapter, body: dict[str, Any]) -> dict[str, Any]:
     try:
-        return await ask(adapter, body)
-    except (InvalidRequest, NotFound) as error:
+        try:
+            return await ask(adapter, body)
+        except InternalError:  # it may have been somebody else's: a replica that died
+            return await ask(adapter, body)
+    except InvalidRequest as error:
         raise _Unfit(f"the engine refuses a plain chat with it: {error.message}") from error
     except InternalError as error:
         raise _Unfit(f"the engine could not answer with it: {error.message}.") from error
