@@ -23,7 +23,7 @@ from adapters_store.own_settings import Golden
 Ask = Callable[[Adapter | None, dict[str, Any]], Awaitable[dict[str, Any]]]  # None asks the base; the body in, the answer's JSON out
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.")
-TOKENS = 8
+TOKENS = 4
 TOP_LOGPROBS = 5
 LEAST_DIFFERENCE = 1e-6  # of a log probability; of float32's rounding, where the weights change nothing
 _MATCH_SECONDS = 1.0
