@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from adapters_store.adapter import Adapter, version_of
 from adapters_store.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from adapters_store.admission import Pending
 from adapters_store.errors import InvalidAdapter, NotFound, TooLarge
 from adapters_store.history import ADOPT, Actor
 from adapters_store.layout import adapter_prefix
@@ -98,14 +99,18 @@ class Adoption:
         files = hash_files(folder)
         wanted = Adapter(owner, name, version_of(files), fit.base, fit.rank, files, time.time(), ADOPTED_BY)
 
-        def point(before: Pointers, adapter: Adapter) -> Pointers:
+        def point(before: Pointers, adapter: Adapter, *, hold: bool) -> Pointers:
             if before.adopted == etags:
                 return before  # another gateway was quicker
             if self._etags_now(owner, name) != etags:
                 raise _CopiedOver
             # The same content under new etags (the bucket was moved, or synced again): no reason to undo a rollback.
             same = adapter.version == before.adopted_version
-            pointed = before if same else before.pointing(PRODUCTION, adapter.version, by=Actor(ADOPTED_BY), why=ADOPT)
+            by = Actor(ADOPTED_BY)
+            if hold:
+                pointed = before.holding(adapter.version, Pending(PRODUCTION, by, ADOPT, time.time()))
+            else:
+                pointed = before if same else before.pointing(PRODUCTION, adapter.version, by=by, why=ADOPT)
             return replace(pointed, adopted=dict(etags), adopted_version=adapter.version)
 
         try:

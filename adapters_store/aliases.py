@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from adapters_store.adapter import Adapter
-from adapters_store.errors import Conflict, NotFound
+from adapters_store.errors import Conflict
 from adapters_store.history import DELETE_ALIAS, MOVE, ROLLBACK, Actor, AliasMove, version_before
 from adapters_store.index import Index
 from adapters_store.lookup import Lookup, no_alias
@@ -40,8 +40,7 @@ class Aliases:
         adapter = self._versions.find(owner, name, check_version(version))
 
         def change(before: Pointers) -> Pointers:
-            if before.is_gone(adapter.version):
-                raise NotFound(f"adapter version {adapter.exact_name} was retired: undelete it, or publish it again first", param="version")
+            before.check_served(adapter.exact_name, adapter.version)
             return before.pointing(alias, adapter.version, by=by, why=MOVE)
 
         _, etag = self._pointer_files.update(owner, name, change, if_match=if_match)

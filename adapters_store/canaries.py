@@ -170,8 +170,7 @@ def _check_beside(before: Pointers, found: FoundName, alias: str, adapter: Adapt
     """Whether `adapter` may stand beside `alias`."""
     if before.served(alias) is None:
         raise no_alias(found, alias)
-    if before.is_gone(adapter.version):
-        raise NotFound(f"adapter version {adapter.exact_name} was retired: undelete it, or publish it again first", param="version")
+    before.check_served(adapter.exact_name, adapter.version)
     if before.aliases[alias] == adapter.version:
         raise Conflict(f"alias '{alias}' serves {adapter.exact_name} already: try another version beside it")
 

@@ -12,7 +12,8 @@
     ├── TooLarge                 more bytes than the limit
     ├── Overloaded               a queue is full; try again after `retry_after_seconds`
     ├── Unavailable              something we depend on is away; likewise
-    │   └── StoreUnavailable     the object store did not answer
+    │   ├── StoreUnavailable     the object store did not answer
+    │   └── NotReady             a version that has not been tried on a replica yet; the gateway tries it
     └── InternalError            our fault
 
 A message says what, which value, and what to do. It reaches clients as it is, so it never holds a path, a key or a trace.
@@ -88,6 +89,16 @@ class Unavailable(LorikeetError):
 
 class StoreUnavailable(Unavailable):
     pass
+
+
+class NotReady(Unavailable):
+    """`owner`, `name` and `version` say which is to be tried (`registry.admissions`)."""
+
+    def __init__(self, owner: str, name: str, version: str) -> None:
+        self.owner, self.name, self.version = owner, name, version
+        super().__init__(
+            f"{owner}/{name}@{version} waits to be tried on a replica of its base model: try again when that is up", param="model"
+        )
 
 
 class InternalError(LorikeetError):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from adapters_store.admission import remembered
 from adapters_store.index import Index
 from adapters_store.layout import ADAPTERS_PREFIX, manifest_key, trial_prefix, trials_prefix, versions_prefix
 from adapters_store.objects import ObjectInfo, ObjectStore
@@ -103,7 +104,9 @@ class Garbage:
         def mark(before: Pointers) -> Pointers:
             if _why_garbage(stored, before, rules, began) is None:
                 raise _NotGarbage
-            return replace(before, removing={**before.removing, version: began}, uploading=without(before.uploading, version))
+            pending = {other: waits for other, waits in before.pending.items() if other != version}
+            marked = replace(before, removing={**before.removing, version: began}, pending=pending)
+            return replace(marked, uploading=without(before.uploading, version))
 
         try:
             self._pointer_files.update(owner, name, mark)
@@ -132,7 +135,11 @@ class Garbage:
         def change(before: Pointers) -> Pointers:
             removed = {version: when for version, when in before.removed.items() if now - when < REMOVED_KEPT_SECONDS}
             uploading = {version: when for version, when in before.uploading.items() if now - when < 2 * UPLOAD_SECONDS}
-            return replace(before, removed=removed, uploading=uploading)
+            died = before.uploading.keys() - uploading.keys()
+            pending = {version: waits for version, waits in before.pending.items() if version not in died}
+            return replace(
+                before, removed=removed, uploading=uploading, pending=pending, rejected=remembered(before.rejected, before.retired)
+            )
 
         pointers, _ = self._pointer_files.read(owner, name)
         if change(pointers) != pointers:

@@ -91,7 +91,7 @@ def write_history(history: Sequence[AliasMove]) -> list[dict[str, Any]]:
         {
             **move.unknown,
             "at": move.at,
-            "by": {"key_id": move.by.key_id, "name": move.by.name, "tenant": move.by.tenant},
+            "by": write_actor(move.by),
             "why": move.why,
             "alias": move.alias,
             "from": move.before,
@@ -107,11 +107,19 @@ def read_history(rows: Any) -> tuple[AliasMove, ...]:
     return tuple(_read_move(dict(row)) for row in rows)
 
 
+def write_actor(by: Actor) -> dict[str, str]:
+    return {"key_id": by.key_id, "name": by.name, "tenant": by.tenant}
+
+
+def read_actor(row: Any) -> Actor:
+    """Raises as `read_history`."""
+    return Actor(str(row["key_id"]), str(row.get("name", "")), str(row.get("tenant", "")))
+
+
 def _read_move(row: dict[str, Any]) -> AliasMove:
-    by = row.pop("by")
     return AliasMove(
         at=float(row.pop("at")),
-        by=Actor(str(by["key_id"]), str(by.get("name", "")), str(by.get("tenant", ""))),
+        by=read_actor(row.pop("by")),
         why=str(row.pop("why")),
         alias=str(row.pop("alias")),
         before=row.pop("from"),

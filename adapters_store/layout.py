@@ -5,6 +5,7 @@ adapters/<owner>/<name>/versions/<version>/manifest.json     written last: no ma
 adapters/<owner>/<name>/versions/<version>/<file>
 adapters/<owner>/<name>/adapter_config.json, …               a PEFT folder that somebody copied there (see adoption.py)
 index/…, index-by/…, private/…, private-by/…                 derived, for listings (see markers.py)
+pending/<owner>/<name>/<version>                              an empty mark: this version waits to be tried (see admissions.py)
 trials/<owner>/<name>/<trial>/…                              what was counted of a canary or a shadow (see trials.py)
 keys/<id>.json                                               API keys, hashed (see keys.py)
 uploads/<key id>/open/<upload>/session.json                  a resumable upload: its manifest, written first and removed last
@@ -20,6 +21,7 @@ SESSION_FILE = "session.json"
 UPLOADS_PREFIX = "uploads/"
 ADAPTERS_PREFIX = "adapters/"
 TRIALS_PREFIX = "trials/"
+PENDING_PREFIX = "pending/"
 
 
 def adapter_prefix(owner: str, name: str) -> str:
@@ -40,6 +42,10 @@ def file_key(owner: str, name: str, version: str, file: str) -> str:
 
 def manifest_key(owner: str, name: str, version: str) -> str:
     return file_key(owner, name, version, MANIFEST_FILE)
+
+
+def pending_key(owner: str, name: str, version: str) -> str:
+    return f"{PENDING_PREFIX}{owner}/{name}/{version}"
 
 
 def trials_prefix(owner: str, name: str) -> str:

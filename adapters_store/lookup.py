@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapters_store.adapter import Adapter
 from adapters_store.adoption import COPIED_FILES, Adoption, AdoptionRules, copied_etags
-from adapters_store.errors import InvalidAdapter, NotFound, Unavailable
+from adapters_store.errors import InvalidAdapter, LorikeetError, NotFound, NotReady, Unavailable
 from adapters_store.index import Index
 from adapters_store.layout import ALIASES_FILE, adapter_prefix
 from adapters_store.objects import ObjectInfo, ObjectStore
@@ -95,3 +96,19 @@ def no_alias(found: FoundName, alias: str) -> NotFound:
         return unknown_adapter(found.owner, found.name)
     names = ", ".join(sorted(found.pointers.aliases)[:SHOWN_ALIASES])
     return NotFound(f"adapter '{adapter}' has no alias '{alias}': it has {names}", param="model")
+
+
+def waiting_for(found: FoundName, alias: str) -> NotReady | None:
+    """What `alias` will mean once it has been tried."""
+    version = next((version for version, pending in found.pointers.pending.items() if pending.alias == alias), None)
+    return None if version is None else NotReady(found.owner, found.name, version)
+
+
+def not_served(adapter: Adapter, pointers: Pointers) -> LorikeetError:
+    """Why no request may have a version that is there."""
+    if adapter.version in pointers.pending:
+        return NotReady(adapter.owner, adapter.name, adapter.version)
+    if adapter.version in pointers.rejected:
+        reasons = " ".join(pointers.rejected[adapter.version].reasons)
+        return NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
+    return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")

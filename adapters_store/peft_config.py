@@ -7,6 +7,7 @@ checked, or refused with what to do instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class PeftConfig:
     excluded: tuple[str, ...] | None  # None: a pattern
     layers: frozenset[int] | None  # None: all
     layer_lists: tuple[str, ...]  # names of the module lists that `layers` counts in; empty: any
+    scaling: float = 1.0  # what B @ A is multiplied with
 
     def adapts(self, module: str) -> bool:
         """Whether PEFT would adapt this module. Only for a config whose `targets` and `excluded` are lists, not patterns."""
@@ -104,7 +106,18 @@ def parse_config(raw: Mapping[str, Any]) -> PeftConfig:
         excluded=_names(raw.get("exclude_modules") or []),
         layers=frozenset(layers) if isinstance(layers, list) and layers and all(map(_is_int, layers)) else None,
         layer_lists=(lists,) if isinstance(lists, str) else _names(lists) or (),
+        scaling=_scaling(raw),
     )
+
+
+def _scaling(raw: Mapping[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r) with rsLoRA; 1 where they are not usable."""
+    rank, alpha = raw.get("r"), raw.get("lora_alpha")
+    if not _is_int(rank) or not 0 < rank <= MAX_ALPHA:
+        return 1.0
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -MAX_ALPHA <= alpha <= MAX_ALPHA:
+        return 1.0
+    return alpha / math.sqrt(rank) if raw.get("use_rslora") is True else alpha / rank
 
 
 def config_faults(raw: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
     {"aliases": {"production": "<version>"}, "retired": {"<version>": <when>}, "adopted": {"etags": {…}, "version": "<version>"},
      "history": [{"at", "by": {…}, "why", "alias", "from", "to"}], "tags": {"task": "chat"}, "private": false,
      "canaries": {"production": {"version", "weight", "guard", …}}, "shadows": {"production": {"version", "share", …}},
+     "pending": {"<version>": {"alias", "by", "why", "at"}}, "rejected": {"<version>": {"reasons", "by", "at"}},
      "deleted": {"at", "aliases", "versions"}, "uploading": {"<version>": <when>}, "removing": {…}, "removed": {…}}
 
 Fields that this release does not know are kept as they are: a newer one may share the store.
@@ -16,8 +17,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapters_store.admission import (
+    Pending,
+    Rejected,
+    read_pending,
+    read_rejected,
+    remembered,
+    superseded,
+    write_pending,
+    write_rejected,
+)
 from adapters_store.canary import Canary, Shadow, read_canaries, read_shadows, write_canaries, write_shadows
-from adapters_store.errors import InternalError, InvalidRequest
+from adapters_store.errors import Conflict, InternalError, InvalidRequest, NotFound
 from adapters_store.history import Actor, AliasMove, changes, read_history, trimmed, write_history
 from adapters_store.labels import LabelChange
 
@@ -46,6 +57,8 @@ class Pointers:
     private: bool = False
     canaries: Mapping[str, Canary] = field(default_factory=dict)  # by alias; so the shadows
     shadows: Mapping[str, Shadow] = field(default_factory=dict)
+    pending: Mapping[str, Pending] = field(default_factory=dict)  # by version; so the rejected
+    rejected: Mapping[str, Rejected] = field(default_factory=dict)
     deleted: Deleted | None = None
     uploading: Mapping[str, float] = field(default_factory=dict)  # versions that somebody began to upload -> when (see versions.py)
     removing: Mapping[str, float] = field(default_factory=dict)  # versions whose files are going, and went -> when (see garbage.py)
@@ -75,6 +88,7 @@ class Pointers:
             aliases=aliases,
             canaries={alias: canary for alias, canary in self.canaries.items() if alias not in gone},
             shadows={alias: shadow for alias, shadow in self.shadows.items() if alias not in gone},
+            pending=superseded(self.pending, gone),
             history=trimmed((*self.history, *moved), aliases),
         )
 
@@ -100,8 +114,41 @@ class Pointers:
         return frozenset({*(canary.trial for canary in self.canaries.values()), *(shadow.trial for shadow in self.shadows.values())})
 
     def is_gone(self, version: str) -> bool:
-        """Whether no new request may have `version`."""
+        """Whether no new request may have `version`: it was taken away, waits to be tried, or was rejected."""
+        return self.was_taken_away(version) or version in self.pending or version in self.rejected
+
+    def was_taken_away(self, version: str) -> bool:
+        """Whether `version` was retired, or its files are gone."""
         return version in self.retired or version in self.removing or version in self.removed
+
+    def check_served(self, exact_name: str, version: str) -> None:
+        """Raises NotFound where `version` was taken away or rejected, Conflict while it waits to be tried."""
+        if version in self.pending:
+            raise Conflict(f"{exact_name} waits to be tried on a replica: do this when it is ready")
+        if version in self.rejected:
+            raise NotFound(f"adapter version {exact_name} was rejected: {' '.join(self.rejected[version].reasons)}", param="version")
+        if self.was_taken_away(version):
+            raise NotFound(f"adapter version {exact_name} was retired: undelete it, or publish it again first", param="version")
+
+    def holding(self, version: str, pending: Pending) -> Pointers:
+        """With `version` waiting to be tried; it alone will get the alias that it is for."""
+        others = superseded(self.pending, {pending.alias}) if pending.alias is not None else dict(self.pending)
+        rejected = {other: told for other, told in self.rejected.items() if other != version}
+        return replace(self, pending={**others, version: pending}, rejected=rejected, retired=without(self.retired, version))
+
+    def admitting(self, version: str) -> Pointers:
+        """With `version` served: its alias points at it. Nothing changes unless it waits."""
+        pending = self.pending.get(version)
+        if pending is None:
+            return self
+        ready = replace(self, pending={other: kept for other, kept in self.pending.items() if other != version})
+        return ready if pending.alias is None else ready.pointing(pending.alias, version, by=pending.by, why=pending.why)
+
+    def rejecting(self, version: str, rejected: Rejected, *, stored: bool) -> Pointers:
+        """With `version` never to be served. The files of one that is `stored` are garbage from now on."""
+        pending = {other: kept for other, kept in self.pending.items() if other != version}
+        retired = {**self.retired, version: rejected.at} if stored else self.retired
+        return replace(self, pending=pending, rejected=remembered({**self.rejected, version: rejected}, retired), retired=retired)
 
     def labelled(self, change: LabelChange) -> Pointers:
         """With other tags and visibility. Raises InvalidRequest."""
@@ -129,6 +176,8 @@ def write_pointers(pointers: Pointers) -> bytes:
         "private": pointers.private,
         "canaries": write_canaries(pointers.canaries),
         "shadows": write_shadows(pointers.shadows),
+        "pending": write_pending(pointers.pending),
+        "rejected": write_rejected(pointers.rejected),
         "deleted": _write_deleted(pointers.deleted),
         "uploading": dict(pointers.uploading),
         "removing": dict(pointers.removing),
@@ -152,6 +201,8 @@ def read_pointers(data: bytes, owner: str, name: str) -> Pointers:
             private=bool(body.pop("private", False)),
             canaries=read_canaries(body.pop("canaries", {})),
             shadows=read_shadows(body.pop("shadows", {})),
+            pending=read_pending(body.pop("pending", {})),
+            rejected=read_rejected(body.pop("rejected", {})),
             deleted=_read_deleted(body.pop("deleted", None)),
             uploading=_times(body.pop("uploading", {})),
             removing=_times(body.pop("removing", {})),

@@ -1,22 +1,30 @@
 """How content becomes a version although garbage is collected at the same time. `registry.py` and `adoption.py` publish through it.
 
     announce in aliases.json ──▶ files ──▶ manifest ──▶ pointers; the announcement goes with them
+                                                        │
+                                                        └──▶ or pending, until it was tried (`admissions.py`)
 
 Publishing and collecting (`garbage.py`) meet in aliases.json, which both change by conditional puts alone. A version that is announced is
 not collected, and one that is being collected is not announced: so no file is put while another process removes it. What exists already
 is not announced; should it be collected before the pointers are written, that write sees it and the publish begins anew.
+
+With `tries`, new content is pending from its announcement on: at no moment is it served untried, whoever dies.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from adapters_store.adapter import Adapter
+from adapters_store.admission import Pending
 from adapters_store.errors import Conflict, Unavailable
+from adapters_store.history import PUBLISH, Actor
+from adapters_store.layout import pending_key
+from adapters_store.objects import ObjectStore
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers, without
 from adapters_store.versions import Versions
@@ -28,12 +36,20 @@ REMOVAL_SECONDS = 900.0  # a removal that began so long ago has ended or died: i
 logger = logging.getLogger(__name__)
 
 
+class Point(Protocol):
+    """What a publish does to the pointers: have them point at `adapter`, or, if it is to be held, have it wait to be tried."""
+
+    def __call__(self, before: Pointers, adapter: Adapter, *, hold: bool) -> Pointers: ...
+
+
 class Publishing:
-    def __init__(self, versions: Versions, pointer_files: PointerFiles) -> None:
+    def __init__(self, store: ObjectStore, versions: Versions, pointer_files: PointerFiles, *, tries: bool = False) -> None:
+        self._store = store
         self._versions = versions
         self._pointer_files = pointer_files
+        self._tries = tries
 
-    def publish(self, folder: Path, wanted: Adapter, point: Callable[[Pointers, Adapter], Pointers]) -> tuple[Adapter, bool]:
+    def publish(self, folder: Path, wanted: Adapter, point: Point) -> tuple[Adapter, bool]:
         """Make `folder` the version `wanted` and have `point` change the pointers to it; the stored version, and whether it is new.
 
         Raises:
@@ -64,22 +80,31 @@ class Publishing:
                     f"an old copy of {wanted.exact_name} is being removed right now: try again shortly", retry_after_seconds=60.0
                 )
             removing, removed = without(before.removing, version), without(before.removed, version)
-            return replace(before, uploading={**before.uploading, version: now}, removing=removing, removed=removed)
+            announced = replace(before, uploading={**before.uploading, version: now}, removing=removing, removed=removed)
+            if not self._tries or version in before.aliases.values():
+                return announced
+            return announced.holding(version, Pending(None, Actor(wanted.created_by), PUBLISH, now))
 
         self._pointer_files.update(wanted.owner, wanted.name, change)
 
-    def point(self, stored: Adapter, point: Callable[[Pointers, Adapter], Pointers]) -> bool:
+    def point(self, stored: Adapter, point: Point) -> bool:
         """Have `point` change the pointers to a version that is there; False when it was collected since we saw it whole."""
 
+        hold = False
+
         def change(before: Pointers) -> Pointers:
+            nonlocal hold
             if stored.version in before.removing or stored.version in before.removed:
                 raise _Collected
-            return replace(point(before, stored), uploading=without(before.uploading, stored.version))
+            hold = self._tries and (stored.version in before.pending or stored.version in before.rejected)
+            return replace(point(before, stored, hold=hold), uploading=without(before.uploading, stored.version))
 
         try:
             self._pointer_files.update(stored.owner, stored.name, change)
         except _Collected:
             return False
+        if hold:
+            self._store.put(pending_key(stored.owner, stored.name, stored.version), b"")  # so that any gateway finds it (`admissions.py`)
         return True
 
 

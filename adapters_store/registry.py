@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters_store.adapter import Adapter, version_of
+from adapters_store.admission import Pending, remembered
+from adapters_store.admissions import Admissions
 from adapters_store.adoption import AdoptionRules
 from adapters_store.aliases import Aliases
 from adapters_store.canaries import Canaries
 from adapters_store.canary import Canary, Shadow
-from adapters_store.errors import InvalidName, NotFound
+from adapters_store.errors import InvalidName, NotFound, NotReady
 from adapters_store.garbage import Garbage
 from adapters_store.history import PUBLISH, Actor
 from adapters_store.index import AdapterPage, Index, Listing
 from adapters_store.labels import NO_CHANGE, LabelChange
-from adapters_store.lookup import FoundName, Lookup, no_alias, unknown_adapter
+from adapters_store.lookup import FoundName, Lookup, no_alias, not_served, unknown_adapter, waiting_for
 from adapters_store.names import PRODUCTION, ModelRef, check_segment
 from adapters_store.objects import ObjectStore
 from adapters_store.pointer_files import PointerFiles
@@ -45,11 +47,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`created` is False when the same content was a version already; `alias_moved` when the alias pointed there already."""
+    """`created` is False when the same content was a version already; `alias_moved` when the alias pointed there already.
+
+    A `pending` one waits to be tried on a replica, and its alias with it.
+    """
 
     adapter: Adapter
     created: bool
     alias_moved: bool
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +69,25 @@ class AdapterDetail:
     private: bool
     canaries: Mapping[str, Canary]
     shadows: Mapping[str, Shadow]
+    pending: tuple[str, ...] = ()  # versions that wait to be tried, and those that were rejected
+    rejected: tuple[str, ...] = ()
 
 
 class Registry:
-    """`adoption` says how folders that were copied into the bucket are judged; without it they are left alone."""
+    """`adoption` says how folders that were copied into the bucket are judged; without it they are left alone. With `tries`, new content
+    is pending until somebody has tried it (`admissions`)."""
 
-    def __init__(self, store: ObjectStore, *, adoption: AdoptionRules | None = None) -> None:
+    def __init__(self, store: ObjectStore, *, adoption: AdoptionRules | None = None, tries: bool = False) -> None:
         self._store = store
         self._versions = Versions(store)
         self._pointer_files = PointerFiles(store)
         self._index = Index(store, self._versions, self._pointer_files)
-        self._publishing = Publishing(self._versions, self._pointer_files)
+        self._publishing = Publishing(store, self._versions, self._pointer_files, tries=tries)
         self._lookup = Lookup(store, self._pointer_files, self._publishing, self._index, adoption)
         self.aliases = Aliases(self._versions, self._pointer_files, self._index, self._lookup)
         self.canaries = Canaries(self._versions, self._pointer_files, self._index, self._lookup)
         self.retirement = Retirement(self._versions, self._pointer_files, self._index, self._lookup)
+        self.admissions = Admissions(store, self._versions, self._pointer_files, self._index)
         self.garbage = Garbage(store, self._pointer_files, self._index)
 
     def read(self, ref: ModelRef) -> Adapter:
@@ -91,7 +101,7 @@ class Registry:
             NotFound: no such adapter, alias or version, or it is retired.
             InvalidName: a version prefix that means several.
             InvalidAdapter: files were copied there that no base model can serve, and nothing was published before.
-            Unavailable: files are being copied there right now.
+            NotReady: what it means has not been tried yet. Unavailable: files are being copied there right now.
         """
         found = self._lookup.look(ref.owner, ref.name)
         try:
@@ -99,20 +109,20 @@ class Registry:
             if ref.alias is None:
                 return Resolved(adapter, found.pointers.private)
             return Resolved(adapter, found.pointers.private, *self._beside(ref, found.pointers))
-        except (NotFound, InvalidName) as error:
-            error.of_private = found.pointers.private
+        except (NotFound, InvalidName, NotReady) as error:
+            error.of_private = _is_hidden(found.pointers)
             raise
 
     def _version_of(self, ref: ModelRef, found: FoundName) -> Adapter:
         if ref.version is not None:
             adapter = self._versions.find(ref.owner, ref.name, ref.version)
             if found.pointers.is_gone(adapter.version):
-                raise NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+                raise not_served(adapter, found.pointers)
             return adapter
         alias = ref.alias or PRODUCTION
         version = found.pointers.served(alias)
         if version is None:
-            raise no_alias(found, alias)
+            raise waiting_for(found, alias) or no_alias(found, alias)
         return self._versions.find(ref.owner, ref.name, version)
 
     def _beside(self, ref: ModelRef, pointers: Pointers) -> tuple[CanaryArm | None, ShadowArm | None]:
@@ -131,18 +141,19 @@ class Registry:
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
         pointers = self._lookup.look(check_segment("owner", owner), check_segment("name", name)).pointers
-        if not pointers.aliases and not pointers.history:
+        if not pointers.aliases and not pointers.history and not pointers.pending and not pointers.rejected:
             raise unknown_adapter(owner, name)  # an upload that is under way, or died
-        return pointers.private
+        return _is_hidden(pointers)
 
     def describe(self, owner: str, name: str) -> AdapterDetail:
         """Everything about one adapter. Raises NotFound."""
         found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
         kept = [adapter for adapter in self._versions.all(owner, name) if not found.pointers.is_gone(adapter.version)]
-        if not kept:
+        pointers = found.pointers
+        rejected = remembered(pointers.rejected, pointers.retired)
+        if not kept and not pointers.pending and not rejected:
             raise unknown_adapter(owner, name)
         kept.sort(key=lambda adapter: (-adapter.created_at, adapter.version))
-        pointers = found.pointers
         return AdapterDetail(
             tuple(kept),
             dict(pointers.aliases),
@@ -151,6 +162,8 @@ class Registry:
             pointers.private,
             dict(pointers.canaries),
             dict(pointers.shadows),
+            tuple(sorted(pointers.pending)),
+            tuple(sorted(rejected)),
         )
 
     def list_adapters(self, listing: Listing = EVERY_ADAPTER, *, start_after: str | None = None, limit: int = 100) -> AdapterPage:
@@ -199,8 +212,7 @@ class Registry:
         moves = self._moves(owner, name, created_by, alias, labels)
         adapter, created = self._publishing.publish(folder, wanted, moves)
         self._index.refresh(owner, name)
-        logger.info("published", extra={"adapter": adapter.exact_name, "is_new": created, "alias": alias, "alias_moved": moves.moved})
-        return Published(adapter, created, moves.moved)
+        return self._published(adapter, created, moves)
 
     def publish_known(
         self, owner: str, name: str, version: str, *, created_by: Actor, alias: str = PRODUCTION, labels: LabelChange = NO_CHANGE
@@ -209,14 +221,20 @@ class Registry:
         labels.tags_after({})
         try:
             adapter = self.read(ModelRef(owner, name, None, version))
+        except NotReady:
+            adapter = self._versions.find(owner, name, version)
         except NotFound:
             return None
         moves = self._moves(owner, name, created_by, alias, labels)
         if not self._publishing.point(adapter, moves):
             return None
         self._index.refresh(owner, name)
-        logger.info("published", extra={"adapter": adapter.exact_name, "is_new": False, "alias": alias, "alias_moved": moves.moved})
-        return Published(adapter, created=False, alias_moved=moves.moved)
+        return self._published(adapter, False, moves)
+
+    def _published(self, adapter: Adapter, created: bool, moves: _Moves) -> Published:
+        told = {"is_new": created, "alias": moves.alias, "alias_moved": moves.moved, "pending": moves.held}
+        logger.info("published", extra={"adapter": adapter.exact_name, **told})
+        return Published(adapter, created, moves.moved, moves.held)
 
     def _moves(self, owner: str, name: str, by: Actor, alias: str | None, labels: LabelChange) -> _Moves:
         # A publish comes after whatever was copied before it: the copied files do not take `production` back.
@@ -232,11 +250,24 @@ class _Moves:
     labels: LabelChange
     copied: Mapping[str, str]  # etags of the files that lie copied under the name
     moved: bool = False
+    held: bool = False
 
-    def __call__(self, before: Pointers, adapter: Adapter) -> Pointers:
+    def __call__(self, before: Pointers, adapter: Adapter, *, hold: bool) -> Pointers:
         labelled = before.labelled(self.labels)
+        self.held = hold
+        if hold:
+            self.moved = False
+            return self._adopting(labelled.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time())))
         if self.alias is None:
             return replace(labelled, retired=without(labelled.retired, adapter.version))
         self.moved = labelled.aliases.get(self.alias) != adapter.version
         after = labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH)
-        return after if not self.copied or self.copied == before.adopted else replace(after, adopted=self.copied, adopted_version=None)
+        return self._adopting(after)
+
+    def _adopting(self, after: Pointers) -> Pointers:
+        return after if not self.copied or self.copied == after.adopted else replace(after, adopted=self.copied, adopted_version=None)
+
+
+def _is_hidden(pointers: Pointers) -> bool:
+    """Whether its owner alone may know the name: it is private, or nothing of it was ever served."""
+    return pointers.private or (not pointers.aliases and not pointers.history and bool(pointers.pending or pointers.rejected))

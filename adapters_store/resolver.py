@@ -27,6 +27,7 @@ from adapters_store.errors import (
     InvalidRequest,
     LorikeetError,
     NotFound,
+    NotReady,
     Overloaded,
     StoreUnavailable,
     Unavailable,
@@ -149,7 +150,7 @@ class Resolver:
                 return answer
             # A read that began before the request did, too long ago for its lease. The next begins after it: at most one more round.
         error = answer.error if answer is not None else _no_answer(ref)
-        if known is not None and isinstance(error, Unavailable | Overloaded):
+        if known is not None and isinstance(error, Unavailable | Overloaded) and not isinstance(error, NotReady):
             logger.warning("stale_answer", extra={"adapter": str(ref), "age_seconds": round(arrived - known.read_at, 3)})
             return known
         raise _again(error)
@@ -204,6 +205,8 @@ class Resolver:
         if isinstance(answer, _Known):
             self._refused.pop(ref, None)
             _keep(self._known, ref, answer, self._limits.known_names)
+        elif isinstance(answer.error, NotReady):
+            self._known.pop(ref, None)  # and asked for anew each time: it may be ready by then
         elif isinstance(answer.error, InvalidRequest | NotFound):
             self._known.pop(ref, None)
             _keep(self._refused, ref, answer, self._limits.unknown_names)
@@ -232,6 +235,8 @@ def _again(error: LorikeetError) -> LorikeetError:
 def _rebuilt(error: LorikeetError) -> LorikeetError:
     if isinstance(error, InvalidAdapter):
         return InvalidAdapter(error.reasons, param=error.param)
+    if isinstance(error, NotReady):
+        return NotReady(error.owner, error.name, error.version)
     if isinstance(error, Unavailable | Overloaded):
         return type(error)(error.message, retry_after_seconds=error.retry_after_seconds, param=error.param)
     return type(error)(error.message, param=error.param)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from adapters_store.adapter import Adapter
+from adapters_store.admission import Rejected
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.history import RETIRE, UNDELETE, Actor
 from adapters_store.index import Index
@@ -41,13 +42,14 @@ class Retirement:
         adapter = self._find(owner, name, version)
 
         def change(before: Pointers) -> Pointers:
-            if before.is_gone(adapter.version):
+            if before.was_taken_away(adapter.version):
                 raise NotFound(f"adapter version {adapter.exact_name} is retired already", param="version")
             if before.aliases.get(PRODUCTION) == adapter.version:
                 raise Conflict(f"{adapter.exact_name} is what {PRODUCTION} serves: move that alias first, or delete the whole adapter")
             if (alias := before.tried_beside(adapter.version)) is not None:
                 raise Conflict(f"{adapter.exact_name} is tried beside '{alias}': end that canary or shadow first")
-            return replace(before, retired={**before.retired, adapter.version: time.time()})
+            left = _withdrawn(before, adapter.version)
+            return replace(left, retired={**left.retired, adapter.version: time.time()})
 
         self._change(owner, name, change)
         logger.info("version_retired", extra={"adapter": adapter.exact_name})
@@ -63,6 +65,8 @@ class Retirement:
 
         def change(before: Pointers) -> Pointers:
             _refuse_removed(before, adapter.exact_name, [adapter.version])
+            if adapter.version in before.rejected:
+                raise Conflict(f"{adapter.exact_name} was rejected, and is not served: publish a good one")
             return replace(before, retired=without(before.retired, adapter.version))
 
         self._change(owner, name, change)
@@ -80,10 +84,10 @@ class Retirement:
         def change(before: Pointers) -> Pointers:
             now = time.time()
             served = [version for version in {*every, *before.aliases.values()} if not before.is_gone(version)]
-            if not served:
+            if not served and not before.pending:
                 raise unknown_adapter(owner, name)
-            gone = before.with_aliases({}, by=by, why=RETIRE)
-            retired = {**before.retired, **dict.fromkeys(served, now)}
+            gone = _withdrawn(before.with_aliases({}, by=by, why=RETIRE))
+            retired = {**gone.retired, **dict.fromkeys(served, now)}
             deleted = Deleted(now, dict(before.aliases), tuple(sorted(served)))
             return replace(gone, retired=retired, deleted=deleted, adopted=copied, adopted_version=None)
 
@@ -116,6 +120,15 @@ class Retirement:
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> None:
         self._pointer_files.update(owner, name, change)
         self._index.refresh(owner, name)
+
+
+def _withdrawn(before: Pointers, version: str | None = None) -> Pointers:
+    """Without what waits to be tried (`version` alone, if given): it never was served, so nothing gives it back."""
+    after = before
+    for waiting, pending in before.pending.items():
+        if version in (None, waiting):
+            after = after.rejecting(waiting, Rejected(("it was retired before it had been tried.",), pending.by, time.time()), stored=True)
+    return after
 
 
 def _refuse_removed(pointers: Pointers, what: str, versions: Iterable[str]) -> None:

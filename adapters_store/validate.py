@@ -1,7 +1,8 @@
 """Whether an adapter may be published: everything that the engine would ignore or fail at later is refused here, with what to do.
 
-Between an upload's files lying in a folder and `registry.publish`. The order: files, config, tensor names and shapes, the base, values;
-all are asked, so that one refusal names every fault. What may be an adapter, and why, is in docs/decisions/0002-what-an-adapter-may-be.md.
+Between an upload's files lying in a folder and `registry.publish`. The order: files, config, tensor names and shapes, the base, values, own
+settings; all are asked, so that one refusal names every fault. What may be an adapter, and why, is in
+docs/decisions/0002-what-an-adapter-may-be.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from adapters_store.base_model import BaseProfile
 from adapters_store.errors import InvalidAdapter, InvalidRequest, Unavailable
 from adapters_store.fit import Candidate, choose_base
 from adapters_store.lora_tensors import read_pairs, tensor_faults
+from adapters_store.own_settings import own_faults
 from adapters_store.peft_config import config_faults, parse_config, read_raw_config
 from adapters_store.safetensors_header import TensorInfo, read_header
 from adapters_store.tensor_values import value_faults
@@ -55,7 +57,8 @@ def inspect(folder: Path, bases: Sequence[BaseProfile], *, base_hint: str | None
         if config is not None and pairs:
             base, base_faults = _choose(Candidate(config, pairs), bases, base_hint)
             faults += base_faults
-        faults += value_faults(folder / WEIGHTS_FILE, pairs)
+        faults += value_faults(folder / WEIGHTS_FILE, pairs, config.scaling if config else 1.0)
+    faults += own_faults(folder)
     if faults or base is None or config is None or config.rank is None:
         raise InvalidAdapter(faults)
     return Fit(base.id, config.rank)

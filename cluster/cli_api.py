@@ -9,7 +9,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ Url = Annotated[
 Key = Annotated[str | None, typer.Option("--key", help="the API key; else LORIKEET_API_KEY, else the first key", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 Name = Annotated[str, typer.Argument(metavar="OWNER/NAME")]
+ShownName = Annotated[str, typer.Argument(metavar="OWNER/NAME[@VERSION]")]
 PushName = Annotated[str, typer.Argument(metavar="OWNER/NAME[:ALIAS]", help="with an alias, that one is pointed at it, not production")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="may be given more than once", show_default=False)]
 Private = Annotated[bool | None, typer.Option("--private/--public", help="who may see and ask it; else as it is", show_default=False)]
@@ -89,8 +90,13 @@ def list_adapters(
 
 
 @adapters.command()
-def show(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show an adapter's versions and what its aliases point to."""
+def show(name: ShownName, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show an adapter's versions and what its aliases point to; or whether one version is ready, pending or rejected, and why."""
+    ref = ModelRef.parse(name)
+    if ref.version is not None:
+        with connect(url, key) as client:
+            _show_version(client.version(ref.owner, ref.name, ref.version), as_json)
+        return
     with connect(url, key) as client:
         detail = client.show(*owner_and_name(name))
     if as_json:
@@ -106,6 +112,18 @@ def show(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) 
     for row in detail["versions"]:
         aliases = ", ".join(pointing.get(row["version"], []))
         typer.echo(f"  {row['version'][:12]}  {row['base']}  rank {row['rank']}  {row['size_bytes'] / 1e6:.1f} MB  {aliases}")
+    for status in ("pending", "rejected"):
+        for version in detail.get(status, []):
+            typer.echo(f"  {version[:12]}  {status}")
+
+
+def _show_version(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+        return
+    typer.echo(f"{row['owner']}/{row['name']}@{row['version']}  {row['status']}")
+    for reason in row.get("reasons", []):
+        typer.echo(f"  {reason}")
 
 
 def chat(
@@ -147,8 +165,10 @@ def owner_and_name(text: str) -> tuple[str, str]:
 
 
 def _as_dict(pushed: Pushed) -> dict[str, object]:
-    return {"id": pushed.id, "base": pushed.base, "rank": pushed.rank, "size_bytes": pushed.size_bytes, "created": pushed.created}
+    return dataclasses.asdict(pushed)
 
 
 def _sentence(pushed: Pushed) -> str:
+    if not pushed.ready:
+        return f"pending: {pushed.id} (base {pushed.base}, rank {pushed.rank}): served once it has been tried on a replica"
     return f"{'published' if pushed.created else 'unchanged'}: {pushed.id} (base {pushed.base}, rank {pushed.rank})"

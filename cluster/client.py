@@ -113,6 +113,11 @@ class Client(Trying):
         visibility = {} if private is None else {"visibility": "private" if private else "public"}
         return dict(self._send("PATCH", f"/api/v1/adapters/{owner}/{name}", json={"tags": dict(tags or {}), **visibility}).json())
 
+    def version(self, owner: str, name: str, version: str) -> dict[str, Any]:
+        """One version (or a unique prefix of it): whether it is ready, pending or rejected, and every reason why."""
+        body: dict[str, Any] = self._send("GET", f"/api/v1/adapters/{owner}/{name}/versions/{version}").json()
+        return body
+
     def move_alias(self, owner: str, name: str, alias: str, version: str, *, if_match: str | None = None) -> str:
         """Point an alias at a version (or a unique prefix of it); the version. With `if_match` only over that etag of `show`."""
         path = f"/api/v1/adapters/{owner}/{name}/aliases/{alias}"

@@ -37,19 +37,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """An uploaded version. `created` is False when the same content was there already."""
+    """An uploaded version. `created` is False when the same content was there already; one that is not `ready` is pending."""
 
     id: str  # owner/name@version
     base: str
     rank: int
     size_bytes: int
     created: bool
+    ready: bool = True
 
     @classmethod
     def read(cls, response: httpx.Response) -> Pushed:
         """What the API answers to an upload, a commit and an import."""
         row = response.json()
-        return cls(row["id"], row["base"], row["rank"], row["size_bytes"], created=response.status_code == httpx.codes.CREATED)
+        created = response.status_code == httpx.codes.CREATED
+        ready = response.status_code != httpx.codes.ACCEPTED
+        return cls(row["id"], row["base"], row["rank"], row["size_bytes"], created=created, ready=ready)
 
 
 @dataclass(frozen=True, slots=True)

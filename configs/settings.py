@@ -76,6 +76,10 @@ class UploadSettings(_Node):
         default=86400.0, description="how long a resumable upload may take; what it had sent is removed afterwards"
     )
     sessions_per_key: PositiveInt = Field(default=16, le=256, description="resumable uploads that one key may have open; more get 429")
+    try_on_replica: bool = Field(
+        default=True, description="new versions are loaded and asked on a replica before they are served, and rejected if that fails"
+    )
+    trial_timeout_seconds: PositiveFloat = Field(default=60.0, description="a trial that takes longer is put off; the version is pending")
     bytes_per_key: PositiveInt = Field(
         default=32 * GIB, description="what the open resumable uploads of one key may hold together; more get 429"
     )

@@ -29,6 +29,7 @@ from adapters_store.resolver import Resolver, ResolverLimits
 from adapters_store.trials import Trials
 from configs.settings import ModelSettings, Settings, SharedSettings
 from deployments import record
+from deployments.api.admission import Tryouts
 from deployments.api.app import HttpApp
 from deployments.api.auth import Authenticator
 from deployments.api.metrics import Metrics
@@ -76,11 +77,13 @@ class Gateway:
         self._readiness = Readiness((), self._threads)
         waking = Waking(self._readiness, Patience(settings.gateway.first_token_timeout_seconds), self._fleet.knows)
         uploads = settings.uploads
-        registry = Registry(store, adoption=AdoptionRules(self._bases.inspect, max_bytes=uploads.max_bytes, scratch=Path(home) / "uploads"))
+        adoption = AdoptionRules(self._bases.inspect, max_bytes=uploads.max_bytes, scratch=Path(home) / "uploads")
+        registry = Registry(store, adoption=adoption, tries=uploads.try_on_replica)
         leases = ResolverLimits(lease_seconds=settings.store.lease_seconds, stale_seconds=settings.store.stale_seconds)
         resolver, metrics = Resolver(registry, self._threads, leases), Metrics(lambda: self._receiver.open_count, lambda: waking.count)
         trials = TrialCounts(Trials(store), registry, resolver, self._threads, metrics)
         dispatch = Dispatch(self._receiver, self._handle_of, self._fleet, limits)
+        tryouts = Tryouts(dispatch, waking, registry, self._threads, self._awake, uploads.trial_timeout_seconds)
         self._services = Services(
             settings=Settings.model_construct(**dict(settings), models=()),
             auth=Authenticator(KeyRing(store), self._threads),
@@ -92,6 +95,7 @@ class Gateway:
             trials=trials,
             shadows=Shadows(dispatch, trials, settings.gateway.shadows_at_once),
             inspect=self._bases.inspect,
+            tryouts=tryouts,
             threads=self._threads,
             uploads=Path(home) / "uploads",
             uploads_at_once=asyncio.Semaphore(uploads.at_once),
@@ -102,7 +106,8 @@ class Gateway:
             bases=frozenset(),
         )
         self._app = HttpApp(self._services)
-        self._tasks = [asyncio.get_running_loop().create_task(trials.keep_reporting())]
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(trials.keep_reporting()), loop.create_task(tryouts.keep_trying())]
         if watch:
             seen = await self._services.run(record.read)
             if seen is None:
@@ -137,6 +142,10 @@ class Gateway:
         self._app.use(self._services)
         logger.info("models_served", extra={"models": ", ".join(ids)})
 
+    def _awake(self, base: str) -> bool:
+        """Whether a trial would find a replica: a base that is served, and has one."""
+        return base in self._handles and self._fleet.knows(base)
+
     def _handle_of(self, base: str) -> DeploymentHandle[Any]:
         handle = self._handles.get(base)
         if handle is None:  # a request that came before the model was removed, and has to be sent again
@@ -169,6 +178,7 @@ class Gateway:
             for task in self._tasks:
                 task.cancel()
             self._services.shadows.close()
+            self._services.tryouts.close()
             self._fleet.close()
             receiver.close()
             self._threads.shutdown(wait=False, cancel_futures=True)

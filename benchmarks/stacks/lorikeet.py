@@ -53,6 +53,7 @@ def _settings(workload: Workload, home: Path, port: int, gateways: int, replicas
     return {
         "home": str(home),
         "gateway": {"port": port, "replicas": gateways},
+        "uploads": {"try_on_replica": workload.name != "null"},  # no adapter has an effect on a worker without a model
         "models": [model],
         "demo_adapters": False,
     }

@@ -88,5 +88,6 @@ async def describe_adapter(request: Request, caller: Seeing, owner: str, name: s
         "canaries": {alias: {"version": canary.version, "weight": canary.weight} for alias, canary in detail.canaries.items()},
         "shadows": {alias: {"version": shadow.version, "share": shadow.share} for alias, shadow in detail.shadows.items()},
         **label_fields(dict(detail.tags), detail.private),
+        **({"pending": list(detail.pending), "rejected": list(detail.rejected)} if caller.owns(owner) else {}),
     }
     return JSONResponse(body, headers={"etag": quoted(detail.etag)})

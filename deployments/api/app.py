@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from adapters_store.errors import InvalidRequest, LorikeetError
-from deployments.api import adapters, aliases, canaries, health, labels, models, retirement, upload_parts
+from deployments.api import adapters, aliases, canaries, health, labels, models, retirement, upload_parts, versions
 from deployments.api.chat import answer_chat, create_chat_completion
 from deployments.api.context import RequestContext
 from deployments.api.errors import error_response, on_http_error, on_lorikeet_error
@@ -75,6 +75,7 @@ def build_routes(services: Services) -> FastAPI:
         app.include_router(_chat_router(), prefix=prefix, include_in_schema=shown)
         app.include_router(models.router, prefix=prefix, include_in_schema=shown)
         app.include_router(adapters.router, prefix=prefix, include_in_schema=shown)
+        app.include_router(versions.router, prefix=prefix, include_in_schema=shown)
         app.include_router(upload_parts.router, prefix=prefix, include_in_schema=shown)
         app.include_router(labels.router, prefix=prefix, include_in_schema=shown)
         app.include_router(retirement.router, prefix=prefix, include_in_schema=shown)

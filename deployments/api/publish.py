@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
 from fastapi.responses import JSONResponse
 
-from adapters_store.adapter import Adapter
+from adapters_store.adapter import Adapter, version_of
+from adapters_store.admissions import PENDING, READY, REJECTED
+from adapters_store.errors import InvalidAdapter, InvalidRequest
 from adapters_store.history import Actor
 from adapters_store.labels import NO_CHANGE, LabelChange
 from adapters_store.names import PRODUCTION
 from adapters_store.registry import Published
+from adapters_store.versions import hash_files
 from deployments.api.names import check_names
 from deployments.api.services import Services
 
@@ -44,6 +47,7 @@ UploadAlias = Annotated[str, Depends(_upload_alias)]
 async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Published:
     """Judge and publish the adapter in `files`; returns when every gateway serves it."""
     published = await services.run(lambda: _publish(services, files, wanted))
+    published = await _admitted(services, published)
     await settle_published(services, published, wanted)
     return published
 
@@ -56,6 +60,7 @@ async def publish_known(services: Services, version: str, wanted: Wanted) -> Pub
         )
     )
     if published is not None:
+        published = await _admitted(services, published)
         await settle_published(services, published, wanted)
     return published
 
@@ -68,8 +73,12 @@ async def settle_published(services: Services, published: Published, wanted: Wan
 
 def published_response(published: Published, alias: str) -> JSONResponse:
     adapter = published.adapter
-    body = {**version_fields(adapter), "aliases": [alias]}
-    return JSONResponse(body, 201 if published.created else 200, {"location": f"/api/v1/adapters/{adapter.owner}/{adapter.name}"})
+    where = f"/api/v1/adapters/{adapter.owner}/{adapter.name}"
+    if published.pending:
+        body = {**version_fields(adapter), "aliases": [], "status": PENDING}
+        return JSONResponse(body, 202, {"location": f"{where}/versions/{adapter.version}"})
+    body = {**version_fields(adapter), "aliases": [alias], "status": READY}
+    return JSONResponse(body, 201 if published.created else 200, {"location": where})
 
 
 def version_fields(adapter: Adapter) -> Mapping[str, Any]:
@@ -88,6 +97,29 @@ def version_fields(adapter: Adapter) -> Mapping[str, Any]:
     }
 
 
+async def _admitted(services: Services, published: Published) -> Published:
+    """Tried on a replica, if it has to be and one is awake. Raises InvalidAdapter when it was rejected."""
+    if not published.pending:
+        return published
+    found = await services.tryouts.after_publish(published.adapter)
+    if found.status == REJECTED:
+        raise InvalidAdapter(found.reasons, param="files")
+    return published if found.status == PENDING else replace(published, pending=False, alias_moved=True)
+
+
 def _publish(services: Services, files: Path, wanted: Wanted) -> Published:
-    fit = services.inspect(files)
+    try:
+        fit = services.inspect(files)
+    except InvalidAdapter as error:
+        _remember_refusal(services, files, wanted, error)
+        raise
     return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels)
+
+
+def _remember_refusal(services: Services, files: Path, wanted: Wanted, error: InvalidAdapter) -> None:
+    """So that it can be read about; files that no version may have (links, odd names) have no digest to be read about by."""
+    try:
+        version = version_of(hash_files(files))
+    except InvalidRequest:
+        return
+    services.registry.admissions.refuse(wanted.owner, wanted.name, version, error.reasons, by=wanted.by)

@@ -113,6 +113,10 @@ class ChatRequest(BaseModel):
             raise ValueError("stream_options is given without stream: set stream to true, or leave stream_options out")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is given without logprobs: set logprobs to true, or leave top_logprobs out")
+        if self.chat_template_kwargs and "chat_template" in self.chat_template_kwargs:
+            raise ValueError(
+                "chat_template_kwargs holds a chat_template: publish it with the adapter, as chat_template.jinja in its folder"
+            )
         return self
 
     def for_engine(self) -> bytes:

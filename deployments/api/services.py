@@ -13,7 +13,7 @@ from fastapi import Request
 
 from adapters_store.access import Viewer
 from adapters_store.adapter import Adapter
-from adapters_store.errors import InvalidName, NotFound
+from adapters_store.errors import InvalidName, NotFound, NotReady
 from adapters_store.names import ModelRef
 from configs.settings import Settings
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapters_store.resolved import Resolved
     from adapters_store.resolver import Resolver
     from adapters_store.validate import Fit
+    from deployments.api.admission import Tryouts
     from deployments.api.auth import Authenticator
     from deployments.api.metrics import Metrics
     from deployments.api.resumable import ResumableUploads
@@ -70,6 +71,7 @@ class Services:
     trials: TrialCounts
     shadows: Shadows
     inspect: Callable[[Path], Fit]
+    tryouts: Tryouts
     threads: Executor
     uploads: Path
     uploads_at_once: asyncio.Semaphore
@@ -94,7 +96,7 @@ class Services:
             ref = ModelRef.parse(model)
         except InvalidName as error:
             raise NotFound(f"model {error.message}. GET /api/v1/models lists what there is", param="model") from None
-        resolved = await self.resolver.resolve(ref, viewer)
+        resolved = await self._resolve(ref, viewer)
         adapter = resolved.adapter if person is None else resolved.for_person(ref, person)
         if adapter.base not in self.bases:  # a canary may be of another base, and that may be taken away while it runs
             adapter = resolved.adapter
@@ -103,6 +105,14 @@ class Services:
                 f"{model} is an adapter of {adapter.base}, which is not served here: ask for one of GET /api/v1/models", param="model"
             )
         return Target(adapter.base, adapter, ref, resolved)
+
+    async def _resolve(self, ref: ModelRef, viewer: Viewer) -> Resolved:
+        try:
+            return await self.resolver.resolve(ref, viewer)
+        except NotReady as waiting:
+            await self.tryouts.of_name(waiting)
+            self.resolver.forget(ref.owner, ref.name)
+            return await self.resolver.resolve(ref, viewer)
 
     async def settle(self, owner: str, name: str) -> None:
         """After a change of an adapter: wait out the other gateways' leases on what they read before it."""

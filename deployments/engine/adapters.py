@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from adapters_store.adapter import Adapter
+from adapters_store.own_settings import NOTHING_OWN, OwnSettings, read_own
 
 if TYPE_CHECKING:
     from adapters_store.cache import NodeCache, Pin
@@ -45,18 +46,20 @@ class LoadedAdapter:
     path: str
     pin: Pin
     found: str
+    own: OwnSettings
     users: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class UsedAdapter:
-    """What a request needs of its adapter. `cold` is gpu, cpu, disk or store: where this request found it."""
+    """What a request needs of its adapter. `cold` is gpu, cpu, disk or store: where this request found it; `own` applies to the request."""
 
     name: str
     number: int
     path: str
     cold: str
     wait_seconds: float
+    own: OwnSettings = NOTHING_OWN
 
 
 class EngineAdapters:
@@ -90,7 +93,7 @@ class EngineAdapters:
         loaded.users += 1
         self._loaded.move_to_end(key)
         try:
-            yield UsedAdapter(loaded.name, loaded.number, loaded.path, cold, time.monotonic() - started)
+            yield UsedAdapter(loaded.name, loaded.number, loaded.path, cold, time.monotonic() - started, loaded.own)
         finally:
             loaded.users -= 1
             if len(self._loaded) > self._room:
@@ -133,6 +136,7 @@ class EngineAdapters:
         self._entering += 1
         room = asyncio.create_task(self._trim())  # the engine gives back between steps, so before it enters what it reads now
         try:
+            own = await asyncio.to_thread(read_own, pin.path)
             await self._engine.load_adapter(adapter.exact_name, number, str(pin.path))
         except BaseException:
             self._cache.unpin(pin)
@@ -140,7 +144,7 @@ class EngineAdapters:
         finally:
             self._entering -= 1
         seconds = time.monotonic() - started
-        loaded = self._loaded[key] = LoadedAdapter(adapter.exact_name, number, str(pin.path), pin, pin.found)
+        loaded = self._loaded[key] = LoadedAdapter(adapter.exact_name, number, str(pin.path), pin, pin.found, own)
         logger.info("adapter_loaded", extra={"adapter": adapter.exact_name, "found": pin.found, "seconds": round(seconds, 3)})
         await room
         await self._trim()  # where all were in use

@@ -56,7 +56,7 @@ class FullChat:
         shared: dict[str, Any] = {
             "chat_template": template,
             "chat_template_content_format": arguments.chat_template_content_format,
-            "trust_request_chat_template": False,
+            "trust_request_chat_template": True,  # an adapter's own: what a client sends is refused at the gateway (`schemas.py`)
             "exclude_tools_when_tool_choice_none": arguments.exclude_tools_when_tool_choice_none,
             "enable_auto_tools": arguments.enable_auto_tool_choice,
             "tool_parser": arguments.tool_call_parser,

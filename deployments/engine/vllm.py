@@ -8,6 +8,7 @@ alone, and `tests/system/test_vllm_contract.py` says which.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from adapters_store.errors import InternalError, InvalidRequest, LorikeetError, Unavailable
+from adapters_store.own_settings import NOTHING_OWN, OwnSettings
 from configs.settings import ModelSettings
 from deployments.engine import errors, load
 from deployments.engine.adapters import UsedAdapter
@@ -74,7 +76,7 @@ class VllmEngine:
         Raises InvalidRequest for what vLLM refuses, Overloaded, Unavailable, InternalError. Cancelling it aborts the engine's request.
         """
         try:
-            request = ChatCompletionRequest.model_validate_json(call.body)
+            request = _request(call.body, used.own if used else NOTHING_OWN)
             lora = LoRARequest(lora_name=used.name, lora_int_id=used.number, lora_path=used.path) if used else None
             if self._plain is not None and is_plain(request):
                 await self._plain.chat(call, request, lora, emit)
@@ -133,6 +135,13 @@ class VllmEngine:
     def stop(self) -> None:
         """End the engine's process. Blocks for a second at most: what runs on it was drained, or is lost."""
         self._engine.shutdown(timeout=1.0)
+
+
+def _request(body: bytes, own: OwnSettings) -> ChatCompletionRequest:
+    """A request as vLLM reads it, with what its adapter brings of its own."""
+    if not own.changes_requests:
+        return ChatCompletionRequest.model_validate_json(body)
+    return ChatCompletionRequest.model_validate(own.applied(json.loads(body)))
 
 
 def engine_arguments(model: ModelSettings, folder: Path) -> Namespace:

@@ -65,7 +65,7 @@ def test_a_fit_adapter_gets_in(tmp_path: Path, made: dict[str, Any]) -> None:
 
 def test_files_that_trainers_leave_beside_the_adapter_get_in(tmp_path: Path) -> None:
     write_adapter(tmp_path)
-    for name in ("LICENSE", "tokenizer.json", "tokenizer.model", "chat_template.jinja", ".gitattributes", "lorikeet.yaml", "merges.txt"):
+    for name in ("LICENSE", "tokenizer.json", "tokenizer.model", ".gitattributes", "merges.txt"):
         (tmp_path / name).write_text("x")
     assert inspect(tmp_path, [TINY]) == Fit("tiny", 4)
 
@@ -234,10 +234,24 @@ def test_one_module_that_learned_nothing_is_fine(tmp_path: Path, module: str) ->
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("F32", 3.4028234e38), ("F16", 65504.0), ("BF16", 3.3895313e38)])
-def test_the_largest_finite_values_are_no_infinities(tmp_path: Path, dtype: str, largest: float) -> None:
+def test_the_largest_finite_values_are_no_infinities_and_overflow(tmp_path: Path, dtype: str, largest: float) -> None:
     tensors = {f"{PREFIX}{Q0}.{A}": floats((4, 32), largest, dtype), f"{PREFIX}{Q0}.{B}": floats((32, 4), -largest, dtype)}
     write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
-    inspect_values(tmp_path)
+    with pytest.raises(InvalidAdapter, match="would overflow") as refused:
+        inspect_values(tmp_path)
+    assert len(refused.value.reasons) == 1
+
+
+@pytest.mark.parametrize(("alpha", "is_taken"), [(4, True), (8000, False), (-8000, False)])
+def test_weights_overflow_by_their_product_and_alpha(tmp_path: Path, alpha: int, is_taken: bool) -> None:
+    tensors = {f"{PREFIX}{Q0}.{A}": floats((4, 32), 1e5), f"{PREFIX}{Q0}.{B}": floats((32, 4), 1e-2)}
+    folder = write_adapter(tmp_path, target_modules=[Q0], lora_alpha=alpha, r=4)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    if is_taken:
+        assert inspect(folder, [TINY]) == Fit("tiny", 4)
+        return
+    with pytest.raises(InvalidAdapter, match=r"q_proj \(alpha/r -?2e\+03, A up to 1e\+05, B up to 0.01\)"):
+        inspect(folder, [TINY])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from adapters_store.resolver import Resolver, ResolverLimits
 from adapters_store.trials import Trials
 from adapters_store.validate import Fit
 from configs.settings import ModelSettings, Settings
+from deployments.api.admission import Tryouts
 from deployments.api.app import HttpApp
 from deployments.api.auth import Authenticator
 from deployments.api.metrics import Metrics
@@ -94,6 +95,7 @@ class Gateway:
     uploads: Path
     states: dict[str, str]
     app: HttpApp
+    engine: Any = None  # what trials ask, where a test has put one there
 
     @property
     def staged(self) -> list[Path]:
@@ -108,6 +110,7 @@ async def gateway(
     inspect: Callable[[Path], Fit] | None = None,
     keys: Any = None,
     store_url: str | None = None,
+    tries: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """The app of a gateway with the base model `tiny`; `settings` overlay the tree, e.g. uploads={"at_once": 1}."""
@@ -122,7 +125,7 @@ async def gateway(
     async def readiness() -> Mapping[str, str]:
         return states
 
-    registry = Registry(store)
+    registry = Registry(store, tries=tries)
     waking = Waking(readiness, Patience(30.0, look_seconds=0.05, comment_seconds=0.05))
     waking.serve(tree.models)
     resolver = Resolver(registry, threads, ResolverLimits(lease_seconds=tree.store.lease_seconds, stale_seconds=60.0))
@@ -139,6 +142,7 @@ async def gateway(
         trials=trials,
         shadows=Shadows(dispatch, trials, tree.gateway.shadows_at_once),  # type: ignore[arg-type]
         inspect=inspect or (lambda _: Fit(BASE, 8)),
+        tryouts=Tryouts(dispatch, waking, registry, threads, lambda base: states[base] == "ready", tree.uploads.trial_timeout_seconds),  # type: ignore[arg-type]
         threads=threads,
         uploads=folder / "uploads",
         uploads_at_once=asyncio.Semaphore(tree.uploads.at_once),

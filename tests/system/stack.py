@@ -20,7 +20,10 @@ from pathlib import Path
 import httpx
 import yaml
 
+from adapters_store.bases import Bases
+from adapters_store.history import Actor
 from adapters_store.objects import ObjectStore, open_store
+from adapters_store.registry import Registry
 from cluster import run_file
 from cluster.embedded import prepare
 from cluster.processes import of_run
@@ -90,6 +93,12 @@ class Stack:
         assert response.status_code in (200, 201), response.text
         version: str = response.json()["id"]
         return version
+
+    def publish(self, folder: Path, name: str) -> str:
+        """Have `folder` be a ready version that no replica here has loaded, as after a restart; returns its exact version."""
+        store, (owner, _, short) = self.store(), name.partition("/")
+        fit = Bases(store, (BASE, TINY)).inspect(folder)
+        return Registry(store).publish(folder, owner, short, fit, created_by=Actor("test", "test")).adapter.exact_name
 
     def push_random(self, folder: Path, name: str, *, seed: int, base: str = TINY, rank: int = 8) -> str:
         """Publish a random adapter of the tiny model (or of the embedded one), made in `folder`; returns its exact version."""

@@ -43,7 +43,7 @@ def publish(stack: Stack, tmp_path: Path) -> Callable[[int], list[Cold]]:
         for folder in folders:
             make_random_adapter(folder, stack.tiny_folder, seed=secrets.randbelow(1 << 60), base_name=TINY)
         with ThreadPoolExecutor(PUSHES_AT_ONCE) as threads:
-            exact = list(threads.map(lambda folder: stack.push(folder, f"cold-start/{folder.name}"), folders))
+            exact = list(threads.map(lambda folder: stack.publish(folder, f"cold-start/{folder.name}"), folders))
         answers = [reference_answers(stack.tiny_folder, folder, [CHAT], TOKENS)[0] for folder in folders]
         assert len({tuple(answer) for answer in answers}) == count
         return [

@@ -52,9 +52,13 @@ def nothing_left_behind(stack: Stack, http: httpx.Client, store: ObjectStore) ->
     while (left := [path.name for path in (stack.home / "uploads").iterdir()]) and time.monotonic() < deadline:
         time.sleep(0.05)  # other tests' uploads, which run at the same time when the stack is shared
     assert not left
-    assert not store.list(f"adapters/{OWNER}/").objects
+    kept = [info.key.rpartition("/")[2] for info in store.list(f"adapters/{OWNER}/").objects]
+    assert set(kept) <= {"aliases.json"}, "of a refusal its reasons are kept, and no file"
     assert not store.list(f"index/{OWNER}/").objects
-    assert_refused(stack, http.get(f"adapters/{OWNER}/x"), 404, f"'{OWNER}/x' does not exist", param="model")
+    known = http.get(f"adapters/{OWNER}/x")
+    assert known.status_code == 404 or (known.json()["versions"], known.json()["aliases"], known.json()["pending"]) == ([], {}, [])
+    answer = http.post("chat/completions", json={"model": f"{OWNER}/x", "messages": "hi"})
+    assert_refused(stack, answer, 404, f"'{OWNER}/x' does not exist", param="model")
 
 
 def post(http: httpx.Client, files: Any = None, **fields: Any) -> httpx.Response:

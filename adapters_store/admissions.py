@@ -1,0 +1,145 @@
+"""From pending to ready or rejected: each one conditional put in aliases.json (`admission.py` says what these are).
+
+A gateway tries a version on a replica (`deployments/api/admission.py`) and tells the outcome here. So that any gateway finds what waits,
+it has a marker (`publishing.py`), an empty object whose key says which. Like the listing's markers it is derived: one that is left over is
+removed when it is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from adapters_store.adapter import Adapter
+from adapters_store.admission import Rejected, remembered
+from adapters_store.errors import InternalError, NotFound
+from adapters_store.history import Actor
+from adapters_store.index import Index
+from adapters_store.layout import PENDING_PREFIX, file_key, pending_key
+from adapters_store.names import check_segment
+from adapters_store.objects import ObjectStore
+from adapters_store.own_settings import SETTINGS_FILE, Golden, parse_settings
+from adapters_store.pointer_files import PointerFiles
+from adapters_store.pointers import Pointers
+from adapters_store.versions import Versions
+
+READY, PENDING, REJECTED = "ready", "pending", "rejected"
+
+LOOKED_AT = 200  # that wait, in one look
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What one version is: READY, PENDING or REJECTED. `adapter` is None for what was refused before it was stored."""
+
+    status: str
+    adapter: Adapter | None
+    reasons: tuple[str, ...] = ()
+    digest: str = ""  # of one that was not stored
+    at: float = 0.0  # since when it waits, or when it was rejected: seconds since the epoch
+
+    @property
+    def version(self) -> str:
+        return self.adapter.version if self.adapter is not None else self.digest
+
+
+class Admissions:
+    """Calls block."""
+
+    def __init__(self, store: ObjectStore, versions: Versions, pointer_files: PointerFiles, index: Index) -> None:
+        self._store = store
+        self._versions = versions
+        self._pointer_files = pointer_files
+        self._index = index
+
+    def admit(self, adapter: Adapter) -> bool:
+        """Serve a version that waited, and point the alias at it that it is for. False when it waits no more: somebody was quicker."""
+        before, after = self._change(adapter.owner, adapter.name, lambda pointers: pointers.admitting(adapter.version))
+        self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
+        admitted = adapter.version in before.pending
+        if admitted:
+            logger.info("version_admitted", extra={"adapter": adapter.exact_name, "alias_moved": before.aliases != after.aliases})
+        return admitted
+
+    def reject(self, adapter: Adapter, reasons: Sequence[str]) -> None:
+        """Never serve a version that waited. Its files go with the next collection of garbage after the grace period."""
+
+        def change(pointers: Pointers) -> Pointers:
+            pending = pointers.pending.get(adapter.version)
+            if pending is None:
+                return pointers
+            return pointers.rejecting(adapter.version, Rejected(tuple(reasons), pending.by, time.time()), stored=True)
+
+        self._change(adapter.owner, adapter.name, change)
+        self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
+        logger.warning("version_rejected", extra={"adapter": adapter.exact_name, "reasons": len(reasons)})  # they may quote prompts
+
+    def refuse(self, owner: str, name: str, version: str, reasons: Sequence[str], *, by: Actor) -> None:
+        """Remember why an upload's files were refused before any was stored. What is stored under that digest is as it was."""
+
+        def change(pointers: Pointers) -> Pointers:
+            if version in pointers.aliases.values() or self._versions.get_now(owner, name, version) is not None:
+                return pointers
+            return pointers.rejecting(version, Rejected(tuple(reasons), by, time.time()), stored=False)
+
+        self._pointer_files.update(check_segment("owner", owner), check_segment("name", name), change)
+
+    def of(self, owner: str, name: str, version: str) -> Admission:
+        """What one version is, by its digest or a unique prefix of it. Raises NotFound, InvalidName."""
+        pointers, _ = self._pointer_files.read(owner, name)
+        told = remembered(pointers.rejected, pointers.retired)
+        if (found := _by_prefix(told, version)) is not None:
+            return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, found, told[found].at)
+        adapter = self._versions.find(owner, name, version)
+        pending = pointers.pending.get(adapter.version)
+        if pending is not None:
+            return Admission(PENDING, adapter, at=pending.at)
+        if pointers.is_gone(adapter.version):
+            raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
+        return Admission(READY, adapter)
+
+    def golden(self, adapter: Adapter) -> tuple[Golden, ...]:
+        """The prompts that a version is tried with, from its own settings in the store."""
+        file = next((file for file in adapter.files if file.name == SETTINGS_FILE), None)
+        if file is None:
+            return ()
+        data, _ = self._store.get(file_key(adapter.owner, adapter.name, adapter.version, file.name))
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise InternalError(f"{SETTINGS_FILE} of {adapter.exact_name} is damaged in the store")
+        return tuple(parse_settings(data).golden)
+
+    def waiting(self) -> list[Adapter]:
+        """Versions that wait to be tried, those of at most `LOOKED_AT` markers."""
+        found: list[Adapter] = []
+        for info in self._store.list(PENDING_PREFIX, limit=LOOKED_AT).objects:
+            owner, name, version = info.key.removeprefix(PENDING_PREFIX).split("/")
+            pointers, _ = self._pointer_files.read(owner, name)
+            adapter = self._versions.get(owner, name, version)
+            if version not in pointers.pending or adapter is None:
+                self._store.delete(info.key)
+            else:
+                found.append(adapter)
+        return found
+
+    def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> tuple[Pointers, Pointers]:
+        """The pointers before and after."""
+        seen = Pointers()
+
+        def seeing(before: Pointers) -> Pointers:
+            nonlocal seen
+            seen = before
+            return change(before)
+
+        after, _ = self._pointer_files.update(owner, name, seeing)
+        self._index.refresh(owner, name)
+        return seen, after
+
+
+def _by_prefix(told: Mapping[str, Rejected], version: str) -> str | None:
+    found = [digest for digest in told if digest.startswith(version)]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,140 @@
+"""Has what was published tried on a replica before it is served, and tells the store how that went.
+
+    upload ──▶ pending ──┬──▶ a replica is awake: tried while the upload waits ──▶ ready, or rejected with every reason
+                         └──▶ none is: 202, and tried as soon as one is, or when somebody asks for the name
+
+A version is tried once at a time in each gateway. Two gateways may try the same one: the store lets one outcome count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from adapters_store.adapter import Adapter
+from adapters_store.admissions import PENDING, READY, REJECTED, Admission
+from adapters_store.errors import InternalError, LorikeetError, NotFound, NotReady, Overloaded, Unavailable
+from adapters_store.registry import Registry
+from deployments.api import tryout
+
+if TYPE_CHECKING:
+    from deployments.api.services import ChatDispatch
+    from deployments.waking import Waking
+
+LOOK_SECONDS = 2.0  # between two looks for what waits
+TRIALS_AT_ONCE = 4  # a trial asks six chats and its golden prompts
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Tryouts:
+    """`awake` tells whether a base model has a replica, `timeout_seconds` bounds one trial."""
+
+    def __init__(
+        self,
+        dispatch: ChatDispatch,
+        waking: Waking,
+        registry: Registry,
+        threads: Executor,
+        awake: Callable[[str], bool],
+        timeout_seconds: float,
+    ) -> None:
+        self._dispatch = dispatch
+        self._waking = waking
+        self._registry = registry
+        self._threads = threads
+        self._awake = awake
+        self._timeout_seconds = timeout_seconds
+        self._places = asyncio.Semaphore(TRIALS_AT_ONCE)
+        self._running: dict[str, asyncio.Task[Admission]] = {}
+
+    async def after_publish(self, adapter: Adapter) -> Admission:
+        """Try what was just published, if a replica is awake; what it is then. One that could not be tried stays pending."""
+        if not self._awake(adapter.base):
+            return Admission(PENDING, adapter)
+        try:
+            return await self._tried(adapter)
+        except (Unavailable, Overloaded, NotFound) as error:  # not found: its base model was taken away meanwhile
+            logger.warning("trial_put_off", extra={"adapter": adapter.exact_name, "error": error.message})
+            return Admission(PENDING, adapter)
+
+    async def of_name(self, waiting: NotReady) -> None:
+        """Try what a request has asked for, waking its base model; returns when it is ready or rejected.
+
+        Raises Unavailable, Overloaded when it could not be tried in the time that a request may wait.
+        """
+        adapter = (await self._run(lambda: self._registry.admissions.of(waiting.owner, waiting.name, waiting.version))).adapter
+        if adapter is not None:
+            await self._tried(adapter)
+
+    async def keep_trying(self) -> None:
+        """Try what waits and has a replica now, for as long as the gateway runs."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * (0.5 + random.random()))  # noqa: S311 - so that gateways take turns
+            try:
+                for adapter in await self._run(self._registry.admissions.waiting):
+                    if self._awake(adapter.base):
+                        await self.after_publish(adapter)
+            except LorikeetError as error:
+                logger.warning("waiting_versions_unread", extra={"error": error.message})
+            except Exception:
+                logger.exception("trial_failed")
+
+    def close(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
+    async def _tried(self, adapter: Adapter) -> Admission:
+        """The outcome of the trial of `adapter` that runs, or of one that begins now. A waiter that leaves does not end it."""
+        task = self._running.get(adapter.exact_name)
+        if task is None:
+            # In a context of its own: Serve takes calls that are made at once within one of its requests for one call.
+            task = asyncio.get_running_loop().create_task(self._try(adapter), context=contextvars.Context())
+            self._running[adapter.exact_name] = task
+            task.add_done_callback(lambda _: self._running.pop(adapter.exact_name, None))
+        return await asyncio.shield(task)
+
+    async def _try(self, adapter: Adapter) -> Admission:
+        admissions = self._registry.admissions
+        async with self._places:
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    golden = await self._run(lambda: admissions.golden(adapter))
+                    reasons = await tryout.faults(self._asking(adapter), adapter, golden)
+            except TimeoutError:
+                raise Unavailable(f"trying {adapter.exact_name} took longer than {self._timeout_seconds:g} s") from None
+        if reasons:
+            await self._run(lambda: admissions.reject(adapter, reasons))
+            return Admission(REJECTED, adapter, tuple(reasons))
+        await self._run(lambda: admissions.admit(adapter))
+        return Admission(READY, adapter)
+
+    def _asking(self, adapter: Adapter) -> tryout.Ask:
+        async def ask(who: Adapter | None, body: dict[str, Any]) -> dict[str, Any]:
+            request_id, name = f"trial-{secrets.token_hex(16)}", who.exact_name if who is not None else adapter.base
+
+            async def opening() -> Any:
+                return await self._dispatch.open(request_id, adapter.base, name, who, json.dumps(body).encode(), False)
+
+            answer = await self._waking.open(adapter.base, opening, stream=False)
+            try:
+                whole: dict[str, Any] = json.loads(b"".join([part async for part in answer.parts()]))
+            except ValueError:
+                raise InternalError("the answer is no JSON") from None
+            finally:
+                answer.close()
+            return whole
+
+        return ask
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -1,0 +1,172 @@
+"""What is uploaded is tried on a replica before anybody is answered by it, over HTTP: ready, pending, or rejected with every reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from adapters_store.errors import InternalError, InvalidAdapter
+from adapters_store.names import ModelRef
+from adapters_store.validate import Fit
+from deployments.api import admission
+from tests.deployments.gateway import BASE, CHAT, Gateway, gateway
+from tests.deployments.tryouts import BASE_ROWS, Engine
+from tests.uploading import parts
+
+URL = "/api/v1/adapters/acme/support"
+CHATS = "/api/v1/chat/completions"
+GOLDEN = b'golden:\n  - {prompt: "Who are you?", contains: "matey"}\n  - {prompt: "What?", contains: "treasure"}\n'
+
+
+def files(weights: bytes = b"one", **more: bytes) -> dict[str, bytes]:
+    named = {name.replace("__", "."): data for name, data in more.items()}
+    return {"adapter_config.json": b"{}", "adapter_model.safetensors": weights, **named}
+
+
+@pytest.fixture
+async def admitting(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with gateway(tmp_path, tries=True) as running:
+        engine = Engine()
+        running.services.tryouts._dispatch = engine  # type: ignore[assignment]
+        running.engine = engine
+        yield running
+
+
+async def push(running: Gateway, upload: dict[str, bytes], query: str = "") -> tuple[int, dict[str, object]]:
+    response = await running.client.post(f"{URL}/versions{query}", files=parts(upload))
+    return response.status_code, response.json()
+
+
+async def ask(running: Gateway, model: str = "acme/support") -> int:
+    return (await running.client.post(CHATS, json={**CHAT, "model": model})).status_code
+
+
+async def until_status(running: Gateway, url: str, status: str) -> None:
+    async with asyncio.timeout(20):
+        while (await running.client.get(url)).json()["status"] != status:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.02)
+
+
+async def test_a_good_version_is_ready_when_its_upload_returns(admitting: Gateway) -> None:
+    status, body = await push(admitting, files())
+    assert (status, body["status"], body["aliases"]) == (201, "ready", ["production"])
+    assert await ask(admitting) == 200
+    version = (await admitting.client.get(f"{URL}/versions/{body['version']}")).json()
+    assert version["status"] == "ready" and "reasons" not in version
+
+
+async def test_a_version_without_effect_is_rejected_and_what_was_served_stays(admitting: Gateway) -> None:
+    _, first = await push(admitting, files())
+    admitting.engine.adapted = BASE_ROWS
+    status, body = await push(admitting, files(b"two"))
+    assert status == 400 and "exactly like its base" in body["error"]["message"]
+    detail = (await admitting.client.get(URL)).json()
+    assert detail["aliases"] == {"production": first["version"]} and [row["version"] for row in detail["versions"]] == [first["version"]]
+    (rejected,) = detail["rejected"]
+    told = (await admitting.client.get(f"{URL}/versions/{rejected}")).json()
+    assert told["status"] == "rejected" and "exactly like its base" in told["reasons"][0]
+    assert await ask(admitting, f"acme/support@{rejected}") == 404
+    moved = await admitting.client.put(f"{URL}/aliases/beta", json={"version": rejected})
+    assert moved.status_code == 404 and "rejected" in moved.json()["error"]["message"]
+    undeleted = await admitting.client.post(f"{URL}/versions/{rejected}/undelete")
+    assert undeleted.status_code == 409
+
+
+async def test_every_golden_prompt_that_fails_is_told(admitting: Gateway) -> None:
+    status, body = await push(admitting, files(lorikeet__yaml=GOLDEN))
+    assert status == 400
+    assert "golden prompt 1" in body["error"]["message"] and "golden prompt 2" in body["error"]["message"]
+    assert await ask(admitting) == 404
+
+
+async def test_while_no_replica_is_awake_a_version_is_pending_and_not_served(admitting: Gateway) -> None:
+    _, first = await push(admitting, files())
+    admitting.states[BASE] = "asleep"
+    status, body = await push(admitting, files(b"two"))
+    assert (status, body["status"], body["aliases"]) == (202, "pending", [])
+    told = (await admitting.client.get(f"{URL}/versions/{body['version']}")).json()
+    assert told["status"] == "pending" and told["since"] > 0
+    found = await admitting.services.resolver.resolve(ModelRef.parse("acme/support"))
+    assert found.adapter.version == first["version"]
+    moved = await admitting.client.put(f"{URL}/aliases/beta", json={"version": body["version"]})
+    assert moved.status_code == 409 and "waits to be tried" in moved.json()["error"]["message"]
+
+
+async def test_who_asks_for_a_pending_name_has_it_tried(admitting: Gateway) -> None:
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files())
+    assert (await admitting.client.get("/api/v1/adapters")).json()["data"] == []
+    statuses = await asyncio.gather(*(ask(admitting) for _ in range(8)))
+    assert statuses == [200] * 8
+    assert len(admitting.engine.asked) == len(admission.tryout.PROMPTS), "eight requests had it tried once"
+    assert [row["id"] for row in (await admitting.client.get("/api/v1/adapters")).json()["data"]] == ["acme/support"]
+
+
+async def test_what_waits_is_tried_as_soon_as_a_replica_is_awake(admitting: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
+    admitting.states[BASE] = "asleep"
+    _, body = await push(admitting, files())
+    task = asyncio.create_task(admitting.services.tryouts.keep_trying())
+    try:
+        await asyncio.sleep(0.1)
+        assert admitting.engine.asked == [], "a sleeping model is not woken for it"
+        admitting.states[BASE] = "ready"
+        await until_status(admitting, f"{URL}/versions/{body['version']}", "ready")
+    finally:
+        task.cancel()
+
+
+async def test_a_later_publish_is_not_undone_by_an_earlier_one_that_waited(admitting: Gateway) -> None:
+    admitting.states[BASE] = "asleep"
+    _, first = await push(admitting, files(b"one"))
+    _, second = await push(admitting, files(b"two"))
+    assert await ask(admitting) == 200
+    assert await ask(admitting, f"acme/support@{first['version']}") == 200
+    detail = (await admitting.client.get(URL)).json()
+    assert detail["aliases"] == {"production": second["version"]} and detail["pending"] == []
+
+
+async def test_an_engine_that_fails_on_a_version_rejects_it(admitting: Gateway) -> None:
+    admitting.engine.error = InternalError("it could not be loaded into the engine")
+    status, body = await push(admitting, files())
+    assert status == 400 and "could not be loaded" in body["error"]["message"]
+
+
+async def test_a_base_that_fails_leaves_the_version_pending(admitting: Gateway) -> None:
+    admitting.engine.base_error = InternalError("broken")
+    status, _ = await push(admitting, files())
+    assert status == 202
+    admitting.engine.base_error = None
+    assert await ask(admitting) == 200
+
+
+async def test_rejected_content_may_be_tried_again(admitting: Gateway) -> None:
+    admitting.engine.error = InternalError("a bad day")
+    assert (await push(admitting, files()))[0] == 400
+    admitting.engine.error = None
+    status, body = await push(admitting, files())
+    assert (status, body["status"]) == (200, "ready")
+    assert await ask(admitting) == 200
+
+
+async def test_a_pending_version_can_be_taken_back_and_stays_away(admitting: Gateway) -> None:
+    admitting.states[BASE] = "asleep"
+    _, body = await push(admitting, files())
+    assert (await admitting.client.delete(f"{URL}/versions/{body['version']}")).status_code == 200
+    assert await ask(admitting) == 404
+    assert (await admitting.client.post(f"{URL}/versions/{body['version']}/undelete")).status_code == 409
+
+
+async def test_what_is_refused_by_its_files_alone_can_be_read_about(tmp_path: Path) -> None:
+    def refuse(folder: Path) -> Fit:
+        raise InvalidAdapter(["r is 64, base tiny takes up to 16.", "weights hold NaN."])
+
+    async with gateway(tmp_path, tries=True, inspect=refuse) as running:
+        assert (await push(running, files()))[0] == 400
+        (rejected,) = (await running.client.get(URL)).json()["rejected"]
+        told = (await running.client.get(f"{URL}/versions/{rejected}")).json()
+        assert told["status"] == "rejected" and told["reasons"] == ["r is 64, base tiny takes up to 16.", "weights hold NaN."]
+        assert not list((tmp_path / "store").rglob("adapter_model.safetensors")), "nothing of it is stored"
