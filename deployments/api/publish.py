@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,18 +43,18 @@ UploadAlias = Annotated[str, Depends(_upload_alias)]
 
 async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Published:
     """Judge and publish the adapter in `files`; returns when every gateway serves it."""
-    published = await services.run(lambda: _publish(services, files, wanted))
+    if await services.warming.is_due(wanted.owner, wanted.name, wanted.alias):
+        published = await _publish_warm(services, files, wanted)
+    else:
+        published = await services.run(lambda: _publish(services, files, wanted, wanted.alias))
     await settle_published(services, published, wanted)
     return published
 
 
 async def publish_known(services: Services, version: str, wanted: Wanted) -> Published | None:
     """The same for content that a version has which is there and served: nothing of it is read again. None where there is none."""
-    published = await services.run(
-        lambda: services.registry.publish_known(
-            wanted.owner, wanted.name, version, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels
-        )
-    )
+    await services.warming.before_move(wanted.owner, wanted.name, wanted.alias, version)
+    published = await services.run(lambda: _point(services, version, wanted))
     if published is not None:
         await settle_published(services, published, wanted)
     return published
@@ -88,6 +88,22 @@ def version_fields(adapter: Adapter) -> Mapping[str, Any]:
     }
 
 
-def _publish(services: Services, files: Path, wanted: Wanted) -> Published:
+async def _publish_warm(services: Services, files: Path, wanted: Wanted) -> Published:
+    """Stored first, so that replicas can load it; its alias moves when they have."""
+    stored = await services.run(lambda: _publish(services, files, wanted, None))
+    await services.warming.before(stored.adapter, wanted.alias)
+    pointed = await services.run(lambda: _point(services, stored.adapter.version, wanted))
+    if pointed is None:  # it was taken away meanwhile
+        pointed = await services.run(lambda: _publish(services, files, wanted, wanted.alias))
+    return replace(pointed, created=stored.created)
+
+
+def _point(services: Services, version: str, wanted: Wanted) -> Published | None:
+    return services.registry.publish_known(
+        wanted.owner, wanted.name, version, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels
+    )
+
+
+def _publish(services: Services, files: Path, wanted: Wanted, alias: str | None) -> Published:
     fit = services.inspect(files)
-    return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels)
+    return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=alias, labels=wanted.labels)

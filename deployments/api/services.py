@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from deployments.api.resumable import ResumableUploads
     from deployments.api.shadow import Shadows
     from deployments.api.trials import TrialCounts
+    from deployments.api.warming import Warming
     from deployments.dispatch import Answer
     from deployments.waking import Waking
+    from deployments.warming import Warmer
 
 T = TypeVar("T")
 
@@ -69,6 +71,8 @@ class Services:
     metrics: Metrics
     trials: TrialCounts
     shadows: Shadows
+    warmer: Warmer
+    warming: Warming
     inspect: Callable[[Path], Fit]
     threads: Executor
     uploads: Path

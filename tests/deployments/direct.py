@@ -1,4 +1,4 @@
-"""A replica for gateways to call directly: real sockets, and answers as the test says. One engine's part is `answer`, what it holds `held`."""
+"""A replica for gateways to call directly: real sockets, and answers as the test says. One engine's part is `answer`."""
 
 from __future__ import annotations
 
