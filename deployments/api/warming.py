@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters_store.adapter import Adapter
-from adapters_store.errors import LorikeetError, NotFound
+from adapters_store.errors import InvalidRequest, LorikeetError, NotFound
 from adapters_store.history import version_before
 from adapters_store.names import ModelRef, check_version
 
@@ -64,12 +64,9 @@ class Warming:
 
     async def is_due(self, owner: str, name: str, alias: str) -> bool:
         """Whether a version that `alias` is pointed at has to be warmed first, as far as is known before there is one."""
-
-        def served() -> Adapter:
-            return self._registry.read(ModelRef(owner, name, alias, None))
-
         try:
-            return self._warmer.reaches((await self._run(served)).base)
+            served = await self._run(lambda: self._registry.serving(owner, name, alias))
+            return bool(served) and self._warmer.reaches(served[0].base)
         except LorikeetError:
             return False
 
@@ -78,29 +75,28 @@ class Warming:
             change = await self._run(find)
             if change is not None and change.olds and self._warmer.reaches(change.new.base):
                 await self._warmer.succeed(change.new, change.olds, self._timeout_seconds)
-        except NotFound:
-            pass  # nothing to take the place of; or the move will say what is missing
+        except (NotFound, InvalidRequest):
+            pass  # the move says what is wrong with it
         except LorikeetError as error:
             logger.warning("warm_failed", extra={"error": type(error).__name__, "reason": error.message})
         except Exception:
             logger.exception("warm_failed")
 
     def _change(self, new: Adapter, alias: str) -> _Change:
-        now = self._registry.resolve(ModelRef(new.owner, new.name, alias, None))
-        if now.adapter.version == new.version:
+        now = self._registry.serving(new.owner, new.name, alias)
+        if not now or now[0].version == new.version:
             return _Change(new, ())
-        canary = () if now.canary is None or now.canary.adapter.version == new.version else (now.canary.adapter,)
-        return _Change(new, (now.adapter, *canary))
+        return _Change(new, tuple(old for old in now if old.version != new.version))
 
     def _back(self, owner: str, name: str, alias: str) -> _Change | None:
-        now = self._registry.read(ModelRef(owner, name, alias, None))
+        now = self._registry.serving(owner, name, alias)
         oldest_first = tuple(reversed(self._registry.aliases.history(owner, name)))
-        version = version_before(oldest_first, alias, now.version)
+        version = version_before(oldest_first, alias, now[0].version) if now else None
         return self._change(self._registry.read(ModelRef(owner, name, None, version)), alias) if version is not None else None
 
     def _promotion(self, owner: str, name: str, alias: str) -> _Change | None:
-        now = self._registry.resolve(ModelRef(owner, name, alias, None))
-        return _Change(now.canary.adapter, (now.adapter,)) if now.canary is not None else None
+        now = self._registry.serving(owner, name, alias)
+        return self._change(now[1], alias) if len(now) > 1 else None
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

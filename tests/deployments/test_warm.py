@@ -94,14 +94,16 @@ async def test_who_was_answered_by_a_canary_finds_the_next_version_warm_too(api:
     assert api.warmer.succeeded[1:] == [(three, (one, two))]
 
 
-async def test_what_changes_nothing_warms_nothing(api: Gateway, versions: tuple[str, str]) -> None:
+async def test_what_changes_nothing_warms_nothing(api: Gateway, versions: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
     one, _ = versions
     assert (await api.client.put(ALIAS, json={"version": one})).status_code == 200
     assert (await api.client.put(f"{URL}/aliases/new", json={"version": one})).status_code == 200
     assert (await api.client.post(f"{ALIAS}/rollback")).status_code == 409
     assert (await api.client.post(f"{ALIAS}/canary/promote")).status_code == 404
     assert (await api.client.put(ALIAS, json={"version": "0" * 64})).status_code == 404
+    assert (await api.client.put(ALIAS, json={"version": "no version"})).status_code == 400
     assert not api.warmer.succeeded
+    assert "warm_failed" not in [record.message for record in caplog.records], "what a client does wrong is no trouble of ours"
 
 
 async def test_a_model_that_sleeps_is_moved_at_once(api: Gateway, versions: tuple[str, str]) -> None:
