@@ -40,6 +40,7 @@ class Admission:
     status: str
     adapter: Adapter | None
     reasons: tuple[str, ...] = ()
+    alias: str | None = None  # of a pending one: what will point at it
     digest: str = ""  # of one that was not stored
     at: float = 0.0  # since when it waits, or when it was rejected: seconds since the epoch
 
@@ -94,11 +95,11 @@ class Admissions:
         pointers, _ = self._pointer_files.read(owner, name)
         told = remembered(pointers.rejected, pointers.retired)
         if (found := _by_prefix(told, version)) is not None:
-            return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, found, told[found].at)
+            return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, digest=found, at=told[found].at)
         adapter = self._versions.find(owner, name, version)
         pending = pointers.pending.get(adapter.version)
         if pending is not None:
-            return Admission(PENDING, adapter, at=pending.at)
+            return Admission(PENDING, adapter, alias=pending.alias, at=pending.at)
         if pointers.is_gone(adapter.version):
             raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
         return Admission(READY, adapter)

@@ -138,6 +138,19 @@ class Registry:
     def _tried(self, ref: ModelRef, pointers: Pointers, arm: Canary | Shadow | None) -> Adapter | None:
         return None if arm is None or pointers.is_gone(arm.version) else self._versions.get(ref.owner, ref.name, arm.version)
 
+    def serving(self, owner: str, name: str, alias: str) -> tuple[Adapter, ...]:
+        """Which versions answer for an alias now: its own, then its canary if it has one. None for what serves nothing.
+
+        For who is about to change that: nothing is adopted on the way.
+        """
+        pointers, _ = self._pointer_files.read(owner, name)
+        version, canary = pointers.served(alias), pointers.canaries.get(alias)
+        adapter = self._versions.get(owner, name, version) if version is not None else None
+        if adapter is None:
+            return ()
+        beside = self._tried(ModelRef(owner, name, alias, None), pointers, canary)
+        return (adapter, beside) if beside is not None else (adapter,)
+
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
         pointers = self._lookup.look(check_segment("owner", owner), check_segment("name", name)).pointers

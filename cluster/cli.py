@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from adapters_store.errors import LorikeetError
-from cluster import cli_aliases, cli_api, cli_canary, cli_gc, cli_keys, cli_life, detached, doctor, run_file
+from cluster import cli_aliases, cli_api, cli_canary, cli_gc, cli_keys, cli_life, cli_warm, detached, doctor, run_file
 from cluster.client import ApiError, Client
 from cluster.keys import BadKey
 from cluster.launch import up as launch_up
@@ -31,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 cli_aliases.register(cli_api.adapters)
 cli_canary.register(cli_api.adapters)
 cli_life.register(cli_api.adapters)
+cli_warm.register(cli_api.adapters)
 cli_gc.register(cli_api.adapters)
 app.add_typer(cli_api.adapters, name="adapters")
 app.add_typer(cli_keys.keys, name="keys")

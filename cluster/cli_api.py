@@ -1,6 +1,6 @@
 """The commands that talk to a running server: `adapters push|import|ls|show`, `chat`.
 
-More of them: `cli_aliases.py`, `cli_canary.py`, `cli_life.py`.
+More of them: `cli_aliases.py`, `cli_canary.py`, `cli_life.py`, `cli_warm.py`.
 """
 
 from __future__ import annotations

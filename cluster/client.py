@@ -132,6 +132,12 @@ class Client(Trying):
         """Forget an alias; the versions stay."""
         self._send("DELETE", f"/api/v1/adapters/{owner}/{name}/aliases/{alias}", headers=condition(if_match))
 
+    def warm(self, owner: str, name: str, version: str, *, replicas: int = 1) -> dict[str, Any]:
+        """Have a version (or what it is a unique prefix of) loaded where it will be asked for: on how many replicas it is, and where it was
+        found, as the API gives it."""
+        path = f"/api/v1/adapters/{owner}/{name}/versions/{version}/warm"
+        return dict(self._send("POST", path, params={"replicas": str(replicas)}).json())
+
     def delete(self, owner: str, name: str, version: str | None = None) -> None:
         """Retire an adapter, or one version of it: unknown to new requests when this returns."""
         part = f"/versions/{version}" if version else ""

@@ -144,6 +144,11 @@ class GatewaySettings(_Node):
     shadows_at_once: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=16, description="copies of requests that one gateway has under way for shadows (see adapters.md); more are dropped"
     )
+    warm_timeout_seconds: PositiveFloat = Field(
+        default=30.0,
+        description="how long an alias's move waits at most for replicas to load the new version before it; what is not loaded by then "
+        "is loaded by its first request",
+    )
     first_token_timeout_seconds: PositiveFloat = Field(
         default=300.0, description="the longest a client waits for the first token, once its model has a replica"
     )

@@ -1,6 +1,7 @@
 """Calls beside Ray Serve: a gateway sends a chat straight to a replica that Serve has told it of, as frames come back (`stream.py`).
 
     CALL      token | stream id | head, adapter, body    the replica answers with frames, or with REFUSED
+    WARM      token | stream id | head, adapter          likewise, when it holds the adapter (`warms.py`)
     CANCEL    token | stream id                          nobody waits for that answer any more
     GREETING  token | gateway                            the first message of a connection: what was asked over an earlier one is forgotten
 
@@ -23,12 +24,12 @@ import zmq
 from adapters_store.adapter import Adapter
 from adapters_store.errors import LorikeetError
 from adapters_store.manifest import read_manifest, write_manifest
-from deployments.messages import REQUEST_ID_BYTES, ChatCall
+from deployments.messages import REQUEST_ID_BYTES, ChatCall, WarmCall
 from deployments.sockets import Context, Pull, Push
 
 logger = logging.getLogger(__name__)
 
-CALL, CANCEL, GREETING = b"C", b"X", b"G"
+CALL, WARM, CANCEL, GREETING = b"C", b"W", b"X", b"G"
 _HEADER = struct.Struct("!16s16scII")  # token, stream id, kind, bytes of the head and of the adapter
 _TOKEN_BYTES = 16
 _NOBODY = bytes(REQUEST_ID_BYTES)
@@ -59,6 +60,8 @@ class CallHandler(Protocol):
     """What a replica does with what gateways ask."""
 
     def begin(self, call: ChatCall) -> None: ...
+
+    def warm(self, call: WarmCall) -> None: ...
 
     def refuse(self, gateway: str, stream_id: bytes) -> None: ...
 
@@ -95,6 +98,8 @@ class CallReceiver:
                 logger.warning("call_for_another")
             elif kind == CALL:
                 self._begin(stream_id, json.loads(head), rest[:adapter_bytes], rest[adapter_bytes:])
+            elif kind == WARM:
+                self._warm(stream_id, json.loads(head), rest[:adapter_bytes])
             elif kind == CANCEL:
                 self._handler.cancel(stream_id)
             elif kind == GREETING:
@@ -112,6 +117,16 @@ class CallReceiver:
             self._handler.refuse(to, stream_id)  # it goes through Serve then: as from a gateway of another release
             return
         self._handler.begin(call)
+
+    def _warm(self, stream_id: bytes, fields: dict[str, Any], adapter: bytes) -> None:
+        to = fields["to"]
+        try:
+            call = WarmCall(stream_id, to, self._adapter(adapter), tuple(map(str, fields["instead_of"])))
+        except (ValueError, KeyError, TypeError, LorikeetError):
+            logger.warning("call_unreadable", exc_info=True)
+            self._handler.refuse(to, stream_id)
+            return
+        self._handler.warm(call)
 
     def _adapter(self, data: bytes) -> Adapter:
         adapter = self._adapters.get(data)
@@ -157,6 +172,12 @@ class CallSender:
         adapter = self._encode(call.adapter) if call.adapter is not None else b""
         header = _HEADER.pack(self._token, call.stream_id, CALL, len(head), len(adapter))
         return self._push.send(b"".join((header, head, adapter, call.body)))
+
+    def warm(self, call: WarmCall) -> bool:
+        """Whether it is on its way."""
+        head = json.dumps({"to": call.frames_to, "instead_of": call.instead_of}).encode()
+        adapter = self._encode(call.adapter)
+        return self._push.send(b"".join((_HEADER.pack(self._token, call.stream_id, WARM, len(head), len(adapter)), head, adapter)))
 
     def cancel(self, stream_id: bytes) -> None:
         self._push.send(_HEADER.pack(self._token, stream_id, CANCEL, 0, 0))

@@ -17,8 +17,8 @@ from typing import Protocol
 import zmq
 
 from deployments.calls import AdapterEncoder, CallSender, ReplicaAddress
-from deployments.messages import GREETING, LOAD, ChatCall, ReplicaGone, load_from_payload
-from deployments.placement import placed
+from deployments.messages import GREETING, LOAD, ChatCall, ReplicaGone, WarmCall, load_from_payload
+from deployments.placement import placed, ranking
 from deployments.sockets import Context
 from deployments.stream import FrameReceiver, Inbox
 
@@ -55,14 +55,16 @@ class Fleet:
 
     def choose(self, base: str, key: bytes, refused: Collection[str] = ()) -> Replica | None:
         """The replica that a call with this placement key goes to; None when it has to go through Serve."""
-        addresses = self._known(base)
-        if addresses is not self._seen.get(base):
-            self._see(base, addresses)
-        replicas = [replica for at in addresses if at.id not in refused and (replica := self._replicas[at.id]).usable]
+        replicas = self._usable(base, refused)
         if len(replicas) < 2:
             return replicas[0] if replicas else None
         loads, same = [replica.load for replica in replicas], [replica.running(key) for replica in replicas]
         return replicas[self._place(key, [replica.id for replica in replicas], loads, same)[0]]
+
+    def ranked(self, base: str, key: bytes) -> list[Replica]:
+        """All replicas that can be called, in the order in which this placement key prefers them: the first is its home."""
+        replicas = self._usable(base)
+        return [replicas[index] for index in ranking(key, [replica.id for replica in replicas])]
 
     def keep(self, bases: Collection[str]) -> None:
         """Let go of the replicas of all other base models; what runs there ends."""
@@ -74,6 +76,12 @@ class Fleet:
         for replica in self._replicas.values():
             replica.close()
         self._context.destroy(linger=0)
+
+    def _usable(self, base: str, refused: Collection[str] = ()) -> list[Replica]:
+        addresses = self._known(base)
+        if addresses is not self._seen.get(base):
+            self._see(base, addresses)
+        return [replica for at in addresses if at.id not in refused and (replica := self._replicas[at.id]).usable]
 
     def _see(self, base: str, addresses: Sequence[ReplicaAddress]) -> None:
         left = {at.id for at in self._seen.get(base, ())} - {at.id for at in addresses}
@@ -97,6 +105,7 @@ class Replica:
         self._inboxes: dict[bytes, Inbox] = {}
         self._keys: dict[bytes, bytes] = {}  # of the same requests, what they are placed by
         self._by_key: Counter[bytes] = Counter()
+        self._warms: dict[bytes, Inbox] = {}  # no requests: kept apart from what is load
         self._others_load = 0
         self._epoch: bytes | None = None
         self._rests_until = 0.0
@@ -118,12 +127,18 @@ class Replica:
 
     def begin(self, call: ChatCall, inbox: Inbox) -> None:
         """Send a call; `inbox` fails with ReplicaGone as soon as its answer cannot come any more. `end` it in any case."""
-        if self._sender is None:
-            self._sender = self._connect()
+        sender = self._reached()
         self._inboxes[call.stream_id] = inbox
         key = self._keys[call.stream_id] = call.placement_key
         self._by_key[key] += 1
-        if not self._sender.call(call):
+        if not sender.call(call):
+            self._lose()
+
+    def warm(self, call: WarmCall, inbox: Inbox) -> None:
+        """Send a warm, as `begin` sends a chat; it is no part of the load."""
+        sender = self._reached()
+        self._warms[call.stream_id] = inbox
+        if not sender.warm(call):
             self._lose()
 
     def cancel(self, stream_id: bytes) -> None:
@@ -133,18 +148,19 @@ class Replica:
 
     def end(self, stream_id: bytes) -> None:
         self._inboxes.pop(stream_id, None)
+        self._warms.pop(stream_id, None)
         key = self._keys.pop(stream_id, None)
         if key is not None:
             self._by_key[key] -= 1
             if not self._by_key[key]:
                 del self._by_key[key]
-        if self._leaves and not self._inboxes:
+        if self._leaves and not self._busy:
             self.close()
 
     def leave(self) -> None:
         """No more calls come; those that run end."""
         self._leaves = True
-        if not self._inboxes:
+        if not self._busy:
             self.close()
 
     def close(self) -> None:
@@ -166,6 +182,15 @@ class Replica:
             except struct.error:
                 logger.warning("load_unreadable", extra={"replica": self.id})
 
+    @property
+    def _busy(self) -> bool:
+        return bool(self._inboxes or self._warms)
+
+    def _reached(self) -> CallSender:
+        if self._sender is None:
+            self._sender = self._connect()
+        return self._sender
+
     def _connect(self) -> CallSender:
         return CallSender(self._context, self._at, self._receiver.address, self._encode, self._lose)
 
@@ -180,7 +205,8 @@ class Replica:
         self._fail()
 
     def _fail(self) -> None:
-        inboxes, self._inboxes = self._inboxes, {}
+        inboxes = {**self._inboxes, **self._warms}
+        self._inboxes, self._warms = {}, {}
         for stream_id, inbox in inboxes.items():
             self.cancel(stream_id)
             inbox.fail(gone())

@@ -37,6 +37,7 @@ from deployments.api.resumable import ResumableUploads
 from deployments.api.services import Services
 from deployments.api.shadow import Shadows
 from deployments.api.trials import TrialCounts
+from deployments.api.warming import Warming
 from deployments.calls import ReplicaAddress
 from deployments.dispatch import Dispatch, DispatchLimits
 from deployments.fleet import Fleet, Place
@@ -48,6 +49,7 @@ from deployments.record import Deployed
 from deployments.router import addresses_of, start_watching
 from deployments.stream import FrameReceiver
 from deployments.waking import Patience, Waking
+from deployments.warming import Warmer
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,9 @@ class Gateway:
         resolver, metrics = Resolver(registry, self._threads, leases), Metrics(lambda: self._receiver.open_count, lambda: waking.count)
         trials = TrialCounts(Trials(store), registry, resolver, self._threads, metrics)
         dispatch = Dispatch(self._receiver, self._handle_of, self._fleet, limits)
-        tryouts = Tryouts(dispatch, waking, registry, self._threads, self._awake, uploads.trial_timeout_seconds)
+        warmer = Warmer(self._receiver, self._fleet)
+        warming = Warming(warmer, registry, self._threads, settings.gateway.warm_timeout_seconds)
+        tryouts = Tryouts(dispatch, waking, warming, registry, self._threads, self._awake, uploads.trial_timeout_seconds)
         self._services = Services(
             settings=Settings.model_construct(**dict(settings), models=()),
             auth=Authenticator(KeyRing(store), self._threads),
@@ -94,6 +98,8 @@ class Gateway:
             metrics=metrics,
             trials=trials,
             shadows=Shadows(dispatch, trials, settings.gateway.shadows_at_once),
+            warmer=warmer,
+            warming=warming,
             inspect=self._bases.inspect,
             tryouts=tryouts,
             threads=self._threads,

@@ -1,7 +1,7 @@
 """What crosses between a gateway and a replica: the call, the frames that answer it, and errors in flight.
 
 A `ChatCall` travels once per request, straight to a replica (`calls.py`) or through Ray Serve. The frames that answer it travel beside
-Serve in any case (`stream.py`): each is one kind byte and a payload.
+Serve in any case (`stream.py`): each is one kind byte and a payload. A `WarmCall` is answered likewise, without DATA.
 
     HEAD      JSON {"cold": …}      where the adapter was found; sent with or before the first DATA
     DATA      bytes                 server-sent events, or (not streamed) the whole JSON answer
@@ -60,7 +60,26 @@ class ChatCall:
     @property
     def placement_key(self) -> bytes:
         """What decides which replica the call prefers: its adapter's version, or the beginning of its prompt."""
-        return self.adapter.exact_name.encode() if self.adapter else self.body[:PREFIX_BYTES]
+        return adapter_key(self.adapter) if self.adapter else self.body[:PREFIX_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmCall:
+    """An adapter for a replica to load before anybody asks for it.
+
+    Answered by a HEAD that says where it was found, and END. With `instead_of`, exact names, a replica that holds none of them loads
+    nothing, and answers END alone. `frames_to` and `stream_id` as of a chat.
+    """
+
+    stream_id: bytes
+    frames_to: str
+    adapter: Adapter
+    instead_of: tuple[str, ...] = ()
+
+
+def adapter_key(adapter: Adapter) -> bytes:
+    """The placement key of what asks for `adapter`."""
+    return adapter.exact_name.encode()
 
 
 def greeting_payload(epoch: bytes, *, again: bool) -> bytes:

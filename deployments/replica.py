@@ -1,6 +1,7 @@
 """A replica: one engine, and the node's adapters for it. Chats come straight from gateways, or by Serve's `chat` (`reception.py`).
 
     gateway ── ChatCall ──▶ reception ──▶ pin and load the adapter ──▶ engine ──▶ frames back on the side channel
+            ── WarmCall ──▶           ──▶ likewise (`warms.py`), and no more
 
 Gateways learn from Serve where to call (`record_replica_metadata`), and Serve from here how much there is to do
 (`record_autoscaling_stats`).
@@ -27,6 +28,7 @@ from deployments.engine.source import fetch_model
 from deployments.logs import set_up_logs
 from deployments.messages import DATA, HEAD, ChatCall, head_payload
 from deployments.reception import Reception
+from deployments.warms import Warms
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class Replica:
         )
         self._adapters = EngineAdapters(self._engine, cache, slots=self._model.lora.max_loras, room=self._model.lora.max_cpu_loras)
         # After the engine's processes have started: none may inherit its sockets.
-        self._reception = Reception(ray.util.get_node_ip_address(), self._answer)  # type: ignore[no-untyped-call]
+        node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._reception = Reception(node, self._answer, Warms(self._adapters).load)
         logger.info("replica_ready", extra={"model": model_id})
 
     async def chat(self, call: ChatCall) -> None:

@@ -26,6 +26,7 @@ from deployments.api import tryout
 
 if TYPE_CHECKING:
     from deployments.api.services import ChatDispatch
+    from deployments.api.warming import Warming
     from deployments.waking import Waking
 
 LOOK_SECONDS = 2.0  # between two looks for what waits
@@ -43,6 +44,7 @@ class Tryouts:
         self,
         dispatch: ChatDispatch,
         waking: Waking,
+        warming: Warming,
         registry: Registry,
         threads: Executor,
         awake: Callable[[str], bool],
@@ -50,6 +52,7 @@ class Tryouts:
     ) -> None:
         self._dispatch = dispatch
         self._waking = waking
+        self._warming = warming
         self._registry = registry
         self._threads = threads
         self._awake = awake
@@ -115,8 +118,15 @@ class Tryouts:
         if reasons:
             await self._run(lambda: admissions.reject(adapter, reasons))
             return Admission(REJECTED, adapter, tuple(reasons))
+        await self._warm(adapter)
         await self._run(lambda: admissions.admit(adapter))
         return Admission(READY, adapter)
+
+    async def _warm(self, adapter: Adapter) -> None:
+        """Have replicas load it where the version is in use whose place it takes."""
+        found = await self._run(lambda: self._registry.admissions.of(adapter.owner, adapter.name, adapter.version))
+        if found.alias is not None:
+            await self._warming.before(adapter, found.alias)
 
     def _asking(self, adapter: Adapter) -> tryout.Ask:
         async def ask(who: Adapter | None, body: dict[str, Any]) -> dict[str, Any]:

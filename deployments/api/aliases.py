@@ -1,6 +1,7 @@
 """The routes of an adapter's aliases: move, roll back, delete, and what moved them so far.
 
-A change returns when its lease is over: from then on no gateway answers a new request from what was before.
+A change begins when what it leads to is warm (`warming.py`), and returns when its lease is over: from then on no gateway answers a new
+request from what was before.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ async def move_alias(request: Request, caller: Changing, if_match: IfMatch, owne
     except ValidationError:
         raise InvalidRequest('the body is not {"version": "<digest>"}: name the version to point at', param="version") from None
     aliases, by = services.registry.aliases, caller.actor
+    await services.warming.before_move(owner, name, alias, wanted.version)
     adapter, etag = await services.run(lambda: aliases.move(owner, name, alias, wanted.version, by=by, if_match=if_match))
     await services.settle(owner, name)
     return _pointing(adapter, alias, etag)
@@ -54,6 +56,7 @@ async def roll_back_alias(request: Request, caller: Changing, if_match: IfMatch,
     services = services_of(request)
     check_names(alias=alias)
     aliases, by = services.registry.aliases, caller.actor
+    await services.warming.before_rollback(owner, name, alias)
     adapter, etag = await services.run(lambda: aliases.roll_back(owner, name, alias, by=by, if_match=if_match))
     await services.settle(owner, name)
     return _pointing(adapter, alias, etag)

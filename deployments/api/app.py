@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from adapters_store.errors import InvalidRequest, LorikeetError
-from deployments.api import adapters, aliases, canaries, health, labels, models, retirement, upload_parts, versions
+from deployments.api import adapters, aliases, canaries, health, labels, models, retirement, upload_parts, versions, warm
 from deployments.api.chat import answer_chat, create_chat_completion
 from deployments.api.context import RequestContext
 from deployments.api.errors import error_response, on_http_error, on_lorikeet_error
@@ -81,6 +81,7 @@ def build_routes(services: Services) -> FastAPI:
         app.include_router(retirement.router, prefix=prefix, include_in_schema=shown)
         app.include_router(aliases.router, prefix=prefix, include_in_schema=shown)
         app.include_router(canaries.router, prefix=prefix, include_in_schema=shown)
+        app.include_router(warm.router, prefix=prefix, include_in_schema=shown)
     app.add_exception_handler(LorikeetError, on_lorikeet_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -1,6 +1,6 @@
 """The routes of what stands beside an alias: its canary, its shadow, and what was counted of them.
 
-As with aliases, a change returns when its lease is over: from then on every gateway splits by it.
+As with aliases, what a change leads to is warm before, and it returns when its lease is over: from then on every gateway splits by it.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ async def put_canary(request: Request, caller: Changing, if_match: IfMatch, owne
     await _check_served(services, owner, name, wanted.version)
     guard = None if wanted.guard is None else store.Guard(**wanted.guard.model_dump())
     canaries = services.registry.canaries
+    await services.warming.before_move(owner, name, alias, wanted.version)
     adapter, etag = await services.run(
         lambda: canaries.start(owner, name, alias, wanted.version, weight=wanted.weight, guard=guard, by=by, if_match=if_match)
     )
@@ -107,6 +108,7 @@ async def promote_canary(request: Request, caller: Changing, if_match: IfMatch, 
     """Rolling back goes to the version that it was tried against."""
     services, by = services_of(request), caller.actor
     check_names(alias=alias)
+    await services.warming.before_promotion(owner, name, alias)
     adapter, etag = await services.run(lambda: services.registry.canaries.promote(owner, name, alias, by=by, if_match=if_match))
     await services.settle(owner, name)
     return _beside(adapter, alias, "adapter.alias", {}, etag)

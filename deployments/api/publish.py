@@ -46,7 +46,10 @@ UploadAlias = Annotated[str, Depends(_upload_alias)]
 
 async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Published:
     """Judge and publish the adapter in `files`; returns when every gateway serves it."""
-    published = await services.run(lambda: _publish(services, files, wanted))
+    if await services.warming.is_due(wanted.owner, wanted.name, wanted.alias):
+        published = await _publish_warm(services, files, wanted)
+    else:
+        published = await services.run(lambda: _publish(services, files, wanted, wanted.alias))
     published = await _admitted(services, published)
     await settle_published(services, published, wanted)
     return published
@@ -54,11 +57,8 @@ async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Pub
 
 async def publish_known(services: Services, version: str, wanted: Wanted) -> Published | None:
     """The same for content that a version has which is there and served: nothing of it is read again. None where there is none."""
-    published = await services.run(
-        lambda: services.registry.publish_known(
-            wanted.owner, wanted.name, version, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels
-        )
-    )
+    await services.warming.before_move(wanted.owner, wanted.name, wanted.alias, version)
+    published = await services.run(lambda: _point(services, version, wanted))
     if published is not None:
         published = await _admitted(services, published)
         await settle_published(services, published, wanted)
@@ -107,13 +107,30 @@ async def _admitted(services: Services, published: Published) -> Published:
     return published if found.status == PENDING else replace(published, pending=False, alias_moved=True)
 
 
-def _publish(services: Services, files: Path, wanted: Wanted) -> Published:
+async def _publish_warm(services: Services, files: Path, wanted: Wanted) -> Published:
+    """Stored first, so that replicas can load it; its alias moves when they have. One that is to be tried is loaded once it was."""
+    stored = await services.run(lambda: _publish(services, files, wanted, None))
+    if not stored.pending:
+        await services.warming.before(stored.adapter, wanted.alias)
+    pointed = await services.run(lambda: _point(services, stored.adapter.version, wanted))
+    if pointed is None:  # it was taken away meanwhile
+        pointed = await services.run(lambda: _publish(services, files, wanted, wanted.alias))
+    return replace(pointed, created=stored.created)
+
+
+def _point(services: Services, version: str, wanted: Wanted) -> Published | None:
+    return services.registry.publish_known(
+        wanted.owner, wanted.name, version, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels
+    )
+
+
+def _publish(services: Services, files: Path, wanted: Wanted, alias: str | None) -> Published:
     try:
         fit = services.inspect(files)
     except InvalidAdapter as error:
         _remember_refusal(services, files, wanted, error)
         raise
-    return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=wanted.alias, labels=wanted.labels)
+    return services.registry.publish(files, wanted.owner, wanted.name, fit, created_by=wanted.by, alias=alias, labels=wanted.labels)
 
 
 def _remember_refusal(services: Services, files: Path, wanted: Wanted, error: InvalidAdapter) -> None:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from deployments.api.resumable import ResumableUploads
     from deployments.api.shadow import Shadows
     from deployments.api.trials import TrialCounts
+    from deployments.api.warming import Warming
     from deployments.dispatch import Answer
     from deployments.waking import Waking
+    from deployments.warming import Warmer
 
 T = TypeVar("T")
 
@@ -70,6 +72,8 @@ class Services:
     metrics: Metrics
     trials: TrialCounts
     shadows: Shadows
+    warmer: Warmer
+    warming: Warming
     inspect: Callable[[Path], Fit]
     tryouts: Tryouts
     threads: Executor

@@ -99,6 +99,10 @@ class EngineAdapters:
             if len(self._loaded) > self._room:
                 await asyncio.shield(self._trim())
 
+    def holds(self, name: str) -> bool:
+        """Whether the engine holds, or is just loading, the adapter of this exact name."""
+        return name in self._loaded or name in self._loading
+
     async def close(self) -> None:
         for task in list(self._loading.values()):
             task.cancel()

@@ -249,3 +249,17 @@ def test_many_weights_do_not_make_the_history_forget_where_an_alias_came_from() 
     moved = AliasMove(0.0, ANN, "move", "production", "a", "b")
     weights = tuple(AliasMove(0.0, ANN, "canary", "production", "b", "b") for _ in range(2 * HISTORY_KEPT))
     assert trimmed((moved, *weights), ["production"]) == (moved, *weights[-HISTORY_KEPT:])
+
+
+def test_who_answers_for_an_alias_is_its_version_and_its_canary(registry: Registry, versions: tuple[str, str]) -> None:
+    one, two = versions
+
+    def serving(name: str, alias: str = "production") -> list[str]:
+        return [adapter.version for adapter in registry.serving("acme", name, alias)]
+
+    assert serving("support") == [one]
+    start(registry, two, 10)
+    assert serving("support") == [one, two]
+    assert serving("support", "unknown") == serving("unknown") == []
+    registry.retirement.retire("acme", "support", by=ANN)
+    assert serving("support") == []

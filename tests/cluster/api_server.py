@@ -83,6 +83,14 @@ def _app(state: ApiServer) -> FastAPI:
         version = {"version": "a" * 64, "base": "base", "rank": 8, "size_bytes": 5}
         return {"id": f"{owner}/{name}", "versions": [version], "aliases": {"production": "a" * 64}}
 
+    @app.post("/api/v1/adapters/{owner}/{name}/versions/{version}/warm")
+    async def warm(owner: str, name: str, version: str, replicas: int):
+        if f"{owner}/{name}" not in state.adapters:
+            return _error(503, "base has no replica that runs", "unavailable")
+        held = min(replicas, 2)
+        found = {"replicas": held, "running": 2, "found": ["store", "gpu"][:held], "wait_ms": [812.4, 0.0][:held]}
+        return {"id": f"{owner}/{name}@{version}", "object": "adapter.warm", "version": version, "base": "base", **found}
+
     @app.get("/api/v1/models")
     async def models(after: str | None = None):
         names = [name for name in ("base", "demo/a", "demo/b") if after is None or name > after]

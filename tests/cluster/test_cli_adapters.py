@@ -75,6 +75,16 @@ def test_canary_shadow_and_their_ends(asking: Command, push) -> None:
     assert f"ended the canary of {two[:12]} at 1 %" in asking("adapters", "history", NAME).stdout
 
 
+def test_warm_by_version_alias_or_name(asking: Command, push) -> None:
+    one, two = push("one"), push("two", name=f"{NAME}:beta")
+    for name, version in ((NAME, one), (f"{NAME}:beta", two), (f"{NAME}@{two[:8]}", two)):
+        assert asking("adapters", "warm", name).stdout == f"warm: {NAME}@{version} on 1 of 1 replicas (from store in 0.8 s)\n"
+    told = json.loads(asking("adapters", "warm", NAME, "--replicas", "3", "--json").stdout)
+    assert (told["version"], told["replicas"]) == (one, 1)
+    gone = asking("adapters", "warm", f"{NAME}:none")
+    assert (gone.returncode, "has no alias 'none'" in gone.stderr) == (1, True)
+
+
 def test_rolling_back_where_nothing_was_before_is_one_line(asking: Command, push) -> None:
     push("one")
     done = asking("adapters", "rollback", NAME)

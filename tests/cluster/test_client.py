@@ -45,6 +45,16 @@ def test_show_of_an_unknown_adapter_is_404(client: Client) -> None:
     assert caught.value.status == 404
 
 
+def test_warm_tells_where_a_version_is_loaded_now(client: Client, server: ApiServer) -> None:
+    server.adapters.append("acme/support")
+    assert client.warm("acme", "support", "a" * 64)["found"] == ["store"]
+    everywhere = client.warm("acme", "support", "a" * 64, replicas=9)
+    assert (everywhere["replicas"], everywhere["running"]) == (2, 2)
+    with pytest.raises(ApiError, match="no replica") as caught:
+        client.warm("acme", "none", "a" * 64)
+    assert (caught.value.status, caught.value.may_pass) == (503, True)
+
+
 def test_chat_streams_the_answer_piece_by_piece(client: Client) -> None:
     assert list(client.chat("base", [{"role": "user", "content": "hé"}])) == ["You said: ", "hé"]
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from adapters_store.errors import LorikeetError
 from deployments.calls import CallReceiver, ReplicaAddress
-from deployments.messages import DATA, END, REFUSED, ChatCall
+from deployments.messages import DATA, END, ERROR, HEAD, REFUSED, ChatCall, WarmCall, error_payload, head_payload
 from deployments.stream import FrameSender
 
 SECONDS = 10.0
 
 
 class DirectReplica:
-    """Keeps what it was asked; `answer` does with a call what the test wants."""
+    """Keeps what it was asked; `answer` does with a call what the test wants.
+
+    `held` are the exact names of adapters that it holds. A warm loads one unless `warm_error` says otherwise, once `loading` is set.
+    """
 
     def __init__(self, id: str, answer: Callable[[DirectReplica, ChatCall], Awaitable[None]], most: int = 64) -> None:
         self.calls: list[ChatCall] = []
+        self.warms: list[WarmCall] = []
+        self.held: set[str] = set()
+        self.warm_error: LorikeetError | None = None
+        self.loading = asyncio.Event()
+        self.loading.set()
         self.cancelled: list[bytes] = []
         self.refused: list[bytes] = []
         self.forgotten: list[str] = []
@@ -37,6 +46,24 @@ class DirectReplica:
             return
         self._tasks[call.stream_id] = asyncio.ensure_future(self._answer(self, call))
 
+    def warm(self, call: WarmCall) -> None:
+        self.warms.append(call)
+        if self.refuses:
+            self.refuse(call.frames_to, call.stream_id)
+            return
+        self._tasks[call.stream_id] = asyncio.ensure_future(self._load(call))
+
+    async def _load(self, call: WarmCall) -> None:
+        if not call.instead_of or self.held & set(call.instead_of):
+            await self.loading.wait()
+            if self.warm_error is not None:
+                self.send(call, ERROR, error_payload(self.warm_error))
+                return
+            found = "gpu" if call.adapter.exact_name in self.held else "store"
+            self.held.add(call.adapter.exact_name)
+            self.send(call, HEAD, head_payload(found, 0.25))
+        self.send(call, END)
+
     def refuse(self, gateway: str, stream_id: bytes) -> None:
         self.refused.append(stream_id)
         self.sender.send(gateway, stream_id, REFUSED)
@@ -48,7 +75,7 @@ class DirectReplica:
     def forget(self, gateway: str) -> None:
         self.forgotten.append(gateway)
 
-    def send(self, call: ChatCall, kind: bytes, payload: bytes = b"") -> None:
+    def send(self, call: ChatCall | WarmCall, kind: bytes, payload: bytes = b"") -> None:
         self.sender.send(call.frames_to, call.stream_id, kind, payload)
 
     def die(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import httpx
 
 from adapters_store.access import Scope
 from adapters_store.adapter import Adapter
+from adapters_store.errors import Unavailable
 from adapters_store.imports import Imports
 from adapters_store.keys import KeyRing
 from adapters_store.objects import open_store
@@ -30,7 +31,9 @@ from deployments.api.resumable import ResumableUploads
 from deployments.api.services import Services
 from deployments.api.shadow import Shadows
 from deployments.api.trials import TrialCounts
+from deployments.api.warming import Warming
 from deployments.waking import Patience, Waking
+from deployments.warming import Loaded, Warmed
 
 KEY = "lk-unit-test"
 BASE = "tiny"
@@ -86,11 +89,38 @@ class FakeDispatch:
 
 
 @dataclass
+class FakeWarmer:
+    """Stands for `warming.Warmer`, with `running` replicas; keeps what was to be loaded, and what in place of what."""
+
+    running: int = 1
+    error: Exception | None = None
+    loaded: list[tuple[Adapter, int]] = field(default_factory=list)
+    succeeded: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # by version
+    on_succeed: Callable[[], object] = lambda: None
+
+    def reaches(self, base: str) -> bool:
+        return self.running > 0
+
+    async def load(self, adapter: Adapter, replicas: int, timeout_seconds: float) -> Loaded:
+        self.loaded.append((adapter, replicas))
+        if not self.running:
+            raise Unavailable(f"{adapter.base} has no replica that runs")
+        return Loaded((Warmed("store", 812.4),) * min(replicas, self.running), self.running)
+
+    async def succeed(self, adapter: Adapter, olds: Sequence[Adapter], timeout_seconds: float) -> None:
+        self.succeeded.append((adapter.version, tuple(old.version for old in olds)))
+        self.on_succeed()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
 class Gateway:
     """A running app. `inspected` may be replaced to judge uploads otherwise, `states` to change what /readyz hears."""
 
     client: httpx.AsyncClient
     dispatch: FakeDispatch
+    warmer: FakeWarmer
     services: Services
     uploads: Path
     states: dict[str, str]
@@ -120,7 +150,7 @@ async def gateway(
         keys = KeyRing(store)
         keys.create("test", secret=KEY, scopes=[Scope.ADMIN])
     threads = ThreadPoolExecutor(8)
-    dispatch, states = FakeDispatch(), {BASE: "ready"}
+    dispatch, warmer, states = FakeDispatch(), FakeWarmer(), {BASE: "ready"}
 
     async def readiness() -> Mapping[str, str]:
         return states
@@ -131,6 +161,7 @@ async def gateway(
     resolver = Resolver(registry, threads, ResolverLimits(lease_seconds=tree.store.lease_seconds, stale_seconds=60.0))
     metrics = Metrics(lambda: 3.0, lambda: waking.count)
     trials = TrialCounts(Trials(store), registry, resolver, threads, metrics)
+    warming = Warming(warmer, registry, threads, tree.gateway.warm_timeout_seconds)  # type: ignore[arg-type]
     services = Services(
         settings=tree,
         auth=Authenticator(keys, threads),
@@ -141,8 +172,10 @@ async def gateway(
         metrics=metrics,
         trials=trials,
         shadows=Shadows(dispatch, trials, tree.gateway.shadows_at_once),  # type: ignore[arg-type]
+        warmer=warmer,  # type: ignore[arg-type]
+        warming=warming,
         inspect=inspect or (lambda _: Fit(BASE, 8)),
-        tryouts=Tryouts(dispatch, waking, registry, threads, lambda base: states[base] == "ready", tree.uploads.trial_timeout_seconds),  # type: ignore[arg-type]
+        tryouts=Tryouts(dispatch, waking, warming, registry, threads, lambda base: states[base] == "ready", 30.0),  # type: ignore[arg-type]
         threads=threads,
         uploads=folder / "uploads",
         uploads_at_once=asyncio.Semaphore(tree.uploads.at_once),
@@ -157,6 +190,6 @@ async def gateway(
     headers = {"authorization": f"Bearer {KEY}"}
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers, timeout=30) as client:
-            yield Gateway(client, dispatch, services, folder / "uploads", states, app)
+            yield Gateway(client, dispatch, warmer, services, folder / "uploads", states, app)
     finally:
         threads.shutdown(wait=True)

@@ -19,6 +19,7 @@ ROUTES = {
     "/api/v1/adapters/{owner}/{name}/uploads/{upload}/files/{file}/parts/{part}": {"put"},
     "/api/v1/adapters/{owner}/{name}/uploads/{upload}/commit": {"post"},
     "/api/v1/adapters/{owner}/{name}/versions/{version}/undelete": {"post"},
+    "/api/v1/adapters/{owner}/{name}/versions/{version}/warm": {"post"},
     "/api/v1/adapters/{owner}/{name}/undelete": {"post"},
     "/api/v1/adapters/{owner}/{name}/aliases/{alias}": {"put", "delete", "get"},
     "/api/v1/adapters/{owner}/{name}/aliases/{alias}/canary": {"put", "delete"},

@@ -129,6 +129,20 @@ async def test_a_later_publish_is_not_undone_by_an_earlier_one_that_waited(admit
     assert detail["aliases"] == {"production": second["version"]} and detail["pending"] == []
 
 
+async def test_a_version_is_warm_where_it_will_be_asked_for_before_it_is_served(admitting: Gateway) -> None:
+    _, first = await push(admitting, files(b"one"))
+    assert admitting.warmer.succeeded == [], "there was nothing to take the place of"
+    served: list[str] = []
+    ref = ModelRef.parse("acme/support")
+    admitting.warmer.on_succeed = lambda: served.append(admitting.services.registry.read(ref).version)
+    _, second = await push(admitting, files(b"two"))
+    assert admitting.warmer.succeeded == [(second["version"], (first["version"],))]
+    assert served == [first["version"]], "once, and before the alias moved"
+    admitting.engine.adapted = BASE_ROWS
+    await push(admitting, files(b"three"))
+    assert len(admitting.warmer.succeeded) == 1, "what is rejected is loaded nowhere else"
+
+
 async def test_an_engine_that_fails_on_a_version_rejects_it(admitting: Gateway) -> None:
     admitting.engine.error = InternalError("it could not be loaded into the engine")
     status, body = await push(admitting, files())

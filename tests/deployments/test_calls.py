@@ -11,8 +11,8 @@ import pytest
 import zmq
 
 from adapters_store.adapter import Adapter, AdapterFile, version_of
-from deployments.calls import CALL, CANCEL, AdapterEncoder, CallSender, ReplicaAddress
-from deployments.messages import ChatCall
+from deployments.calls import CALL, CANCEL, WARM, AdapterEncoder, CallSender, ReplicaAddress
+from deployments.messages import ChatCall, WarmCall
 from tests.deployments.direct import DirectReplica, hangs, until
 
 FILES = (AdapterFile("adapter_config.json", 3, "a" * 64), AdapterFile("adapter_model.safetensors", 5, "b" * 64))
@@ -63,6 +63,15 @@ async def test_a_call_arrives_as_it_was_sent(replica: DirectReplica, line: Line)
     assert replica.calls[0].adapter is replica.calls[3].adapter, "an adapter is decoded once"
 
 
+async def test_a_warm_arrives_as_it_was_sent(replica: DirectReplica, line: Line) -> None:
+    old = f"acme/support@{'0' * 64}"
+    warms = [WarmCall(secrets.token_bytes(16), GATEWAY, ADAPTER, instead_of) for instead_of in ((), (old,), (old, "acme/other@1"))]
+    for warm in warms:
+        assert line.sender.warm(warm)
+    await until(lambda: len(replica.warms) == len(warms))
+    assert replica.warms == warms and not replica.calls
+
+
 async def test_a_connection_begins_with_who_calls(replica: DirectReplica, line: Line) -> None:
     """So that what it asked over an earlier connection, and cannot hear of any more, does not run on."""
     await until(lambda: replica.forgotten)
@@ -108,6 +117,8 @@ async def test_a_call_for_another_replica_is_not_answered(replica: DirectReplica
         struct.pack("!16scII", b"s" * 16, CALL, 2**32 - 1, 2**32 - 1) + b"{}",
         struct.pack("!16scII", b"s" * 16, CALL, 0, 7) + b"no json",
         struct.pack("!16scII", b"s" * 16, CANCEL, 0, 0)[:-3],
+        struct.pack("!16scII", b"s" * 16, WARM, 2, 0) + b"{}",
+        struct.pack("!16scII", b"s" * 16, WARM, 27, 2) + b'{"to": "tcp://127.0.0.1:1"}' + b"{}",
     ],
 )
 async def test_a_message_that_cannot_be_read_harms_nobody(replica: DirectReplica, line: Line, rest: bytes) -> None:
@@ -125,7 +136,10 @@ async def test_an_adapter_whose_files_are_not_its_versions_is_refused(replica: D
     damaged = a_call(replace(ADAPTER, files=FILES[:1]))
     line.sender.call(damaged)
     await until(lambda: replica.refused)
-    assert replica.refused == [damaged.stream_id] and not replica.calls
+    warm = WarmCall(secrets.token_bytes(16), GATEWAY, replace(ADAPTER, files=FILES[:1]))
+    line.sender.warm(warm)
+    await until(lambda: len(replica.refused) == 2)
+    assert replica.refused == [damaged.stream_id, warm.stream_id] and not replica.calls and not replica.warms
 
 
 async def test_a_replica_that_dies_is_noticed_once(replica: DirectReplica, line: Line) -> None:

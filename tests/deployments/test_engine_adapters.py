@@ -371,3 +371,14 @@ async def test_closing_unpins_everything(house: House) -> None:
         await house.ask(adapter)
     await house.adapters.close()
     assert not any(map(house.pinned, adapters))
+
+
+async def test_what_is_held_or_being_loaded_is_known_by_its_exact_name(house: House) -> None:
+    loaded, loading, unknown = house.publish_many(3)
+    await house.ask(loaded)
+    house.engine.loading.clear()
+    asked = asyncio.create_task(house.ask(loading))
+    await until(lambda: len(house.engine.loads) == 2)
+    assert [house.adapters.holds(adapter.exact_name) for adapter in (loaded, loading, unknown)] == [True, True, False]
+    house.engine.loading.set()
+    await asked

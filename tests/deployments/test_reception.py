@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator
 import pytest
 import zmq
 
-from adapters_store.errors import InvalidRequest, LorikeetError, Overloaded
+from adapters_store.errors import InternalError, InvalidRequest, LorikeetError, Overloaded, StoreUnavailable
 from deployments import reception as reception_module
 from deployments.calls import AdapterEncoder, CallSender, ReplicaAddress
-from deployments.messages import DATA, LOAD, ChatCall, Refused, load_from_payload
+from deployments.engine.adapters import UsedAdapter
+from deployments.messages import DATA, LOAD, ChatCall, Refused, WarmCall, load_from_payload
 from deployments.reception import Reception
 from deployments.stream import FrameReceiver, Inbox
 from tests.deployments.direct import SECONDS, until
+from tests.deployments.test_calls import ADAPTER
 
 
 class Bench:
@@ -25,7 +27,8 @@ class Bench:
         self.finish = asyncio.Event()
         self.running: set[str] = set()
         self.error: Exception | None = None
-        self.reception = Reception("127.0.0.1", self._answer)
+        self.warming = 0
+        self.reception = Reception("127.0.0.1", self._answer, self._load)
         self.gateway = FrameReceiver("127.0.0.1")
         address = ReplicaAddress.of("r1", self.reception.metadata, 0)
         assert address is not None
@@ -39,6 +42,24 @@ class Bench:
     def call(self, name: str, most: int = 0) -> tuple[ChatCall, Inbox]:
         call = ChatCall(name, secrets.token_bytes(16), self.gateway.address, "tiny", None, b"{}", True, most)
         return call, self.gateway.open(call.stream_id, 1 << 20)
+
+    async def warm(self, instead_of: tuple[str, ...] = ()) -> tuple[WarmCall, Inbox]:
+        """A warm that runs when this returns; with `instead_of`, the replica finds that it holds none of that."""
+        call = WarmCall(secrets.token_bytes(16), self.gateway.address, ADAPTER, instead_of)
+        inbox, before = self.gateway.open(call.stream_id, 0), self.warming
+        self.sender.warm(call)
+        await until(lambda: self.warming == before + 1 or inbox.ended)
+        return call, inbox
+
+    async def _load(self, call: WarmCall) -> UsedAdapter | None:
+        self.warming += 1
+        try:
+            await self.finish.wait()
+            if self.error is not None:
+                raise self.error
+            return None if call.instead_of else UsedAdapter(call.adapter.exact_name, 1, "/nowhere", "store", 1.5)
+        finally:
+            self.warming -= 1
 
     async def begin(self, name: str, most: int = 0) -> tuple[ChatCall, Inbox]:
         """A direct call that runs when this returns."""
@@ -205,3 +226,72 @@ async def test_an_answer_too_large_for_its_reader_is_only_that_requests_fault(be
     with pytest.raises(Overloaded):
         await read(inbox)
     assert await read(other) == b"begun ended"
+
+
+async def test_a_warm_is_told_where_its_adapter_was_found(bench: Bench) -> None:
+    _, loads = await bench.warm()
+    _, has_nothing_to_do = await bench.warm(("acme/support@old",))
+    bench.finish.set()
+    assert await read(loads) == await read(has_nothing_to_do) == b""
+    assert loads.head is not None and b'"store"' in loads.head.payload and b"1500" in loads.head.payload
+    assert has_nothing_to_do.head is None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreUnavailable("away"), StoreUnavailable("away")),
+        (ValueError("a secret"), InternalError(f"{ADAPTER.exact_name} could not be loaded")),
+    ],
+)
+async def test_what_goes_wrong_with_a_warm_is_told(bench: Bench, error: Exception, told: LorikeetError) -> None:
+    bench.error = error
+    _, inbox = await bench.warm()
+    bench.finish.set()
+    with pytest.raises(type(told)) as raised:
+        await read(inbox)
+    assert raised.value.message == told.message
+
+
+async def test_warms_take_no_room_and_are_no_load(bench: Bench) -> None:
+    """Neither may a replica refuse a chat because it loads something, nor may another replica be started for it."""
+    for _ in range(3):
+        await bench.warm()
+    assert bench.reception.load == 0
+    await bench.begin("chat", most=1)
+    assert bench.reception.load == 1
+
+
+async def test_a_replica_lets_only_so_many_warms_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reception_module, "WARMS_MOST", 2)
+    held = [(await bench.warm())[1] for _ in range(2)]
+    _, refused = await bench.warm()
+    with pytest.raises(Refused):
+        await read(refused)
+    bench.finish.set()
+    for inbox in held:
+        await read(inbox)
+    _, again = await bench.warm()
+    assert await read(again) == b""
+
+
+async def test_a_warm_stops_when_it_is_cancelled_or_its_gateway_is_gone(bench: Bench) -> None:
+    call, _ = await bench.warm()
+    await bench.warm()
+    bench.sender.cancel(call.stream_id)
+    await until(lambda: bench.warming == 1)
+    bench.gateway.close()
+    await until(lambda: bench.warming == 0)
+
+
+async def test_a_replica_that_stops_ends_its_warms_and_takes_no_more(bench: Bench) -> None:
+    _, inbox = await bench.warm()
+    closing = asyncio.create_task(bench.reception.close())
+    await asyncio.sleep(0)
+    _, refused = await bench.warm()
+    with pytest.raises(Refused):
+        await read(refused)
+    assert not closing.done()
+    bench.finish.set()
+    assert await read(inbox) == b""
+    await asyncio.wait_for(closing, SECONDS)

@@ -171,7 +171,8 @@ async def test_an_unfit_adapter_is_refused_and_not_published(uploads: Gateway, i
     inspector.refuses = True
     response = await uploads.client.post(URL, files=parts(FILES))
     assert (response.status_code, response.json()["error"]["message"]) == (400, "Rank 64 is above 16.")
-    assert (await uploads.client.get("/api/v1/adapters/acme/support")).status_code == 404
+    detail = (await uploads.client.get("/api/v1/adapters/acme/support")).json()
+    assert (detail["versions"], detail["aliases"], detail["pending"], len(detail["rejected"])) == ([], {}, [], 1)
 
 
 async def test_more_uploads_than_a_gateway_takes_are_refused(uploads: Gateway, inspector: Inspector) -> None:

@@ -64,10 +64,11 @@ def versions(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ve
 
 
 class Load:
-    """Askers that keep asking for NAME, streamed and unstreamed in turns, until the test has seen enough."""
+    """Askers that keep asking for `name`, streamed and unstreamed in turns, until the test has seen enough."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, name: str = NAME) -> None:
         self._client = client
+        self._name = name
         self._enough = asyncio.Event()
         self.answers: list[Answer] = []
 
@@ -93,7 +94,7 @@ class Load:
         for turn in range(MOST_REQUESTS):
             if self._enough.is_set():
                 return
-            self.answers.append(await ask(self._client, NAME, long_chat(), tokens=TOKENS, stream=(number + turn) % 2 == 0))
+            self.answers.append(await ask(self._client, self._name, long_chat(), tokens=TOKENS, stream=(number + turn) % 2 == 0))
 
 
 @pytest.fixture
