@@ -16,7 +16,8 @@ from tests.tiny import Chat
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer. `token_ids` only when asked for by return_token_ids; `began` and `ended` on time.monotonic's clock."""
+    """A complete answer. `token_ids` only when asked for by return_token_ids; `began`, `first` (its first part) and `ended` on
+    time.monotonic's clock."""
 
     version: str
     cold: str | None
@@ -24,6 +25,7 @@ class Answer:
     text: str
     token_ids: list[int]
     began: float
+    first: float
     ended: float
 
 
@@ -46,8 +48,9 @@ async def ask(
     async with client.stream("POST", "chat/completions", json=body) as response:
         if response.status_code != 200:
             raise AssertionError(f"{model}: {response.status_code} {(await response.aread()).decode()}")
-        payloads = []
+        payloads, first = [], began
         async for payload in events(response) if stream else _whole(response):
+            first = first if payloads else time.monotonic()
             payloads.append(payload)
             if running is not None and any(choice["delta"].get("content") for choice in payload["choices"]):
                 running.set()
@@ -61,6 +64,7 @@ async def ask(
         text="".join(choice["delta" if stream else "message"].get("content") or "" for choice in choices),
         token_ids=[token for choice in choices for token in choice.get("token_ids") or ()],
         began=began,
+        first=first,
         ended=time.monotonic(),
     )
 

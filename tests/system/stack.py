@@ -150,7 +150,7 @@ def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
         {
             "id": TINY,
             "source": str(stack.tiny_folder),
-            "engine": {**engine, "max_num_seqs": 256, "num_gpu_blocks_override": TINY_BLOCKS},
+            "engine": {**engine, "max_num_seqs": 512, "num_gpu_blocks_override": TINY_BLOCKS},
             "lora": lora,
             "environment": environment,
         },

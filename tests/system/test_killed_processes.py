@@ -15,7 +15,7 @@ import pytest
 from tests.system.observed import IDLE, WINDOW_SECONDS, parts_of
 from tests.system.stack import TINY, Stack
 
-STREAMS_OF_GATEWAY = 250  # fewer than run in one batch: what has not begun is made again elsewhere (deployments/haproxy.py)
+STREAMS_OF_GATEWAY = 500
 STREAMS_OF_REPLICA = 40
 TOKENS = 900
 NOTICED_SECONDS = 2.0

@@ -64,16 +64,18 @@ def versions(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ve
 
 
 class Load:
-    """Askers that keep asking for `name`, streamed and unstreamed in turns, until the test has seen enough."""
+    """Askers that keep asking for `name`, streamed and unstreamed in turns (or all streamed), until the test has seen enough."""
 
-    def __init__(self, client: httpx.AsyncClient, name: str = NAME) -> None:
+    def __init__(self, client: httpx.AsyncClient, name: str = NAME, *, askers: int = ASKERS, streams: bool = False) -> None:
         self._client = client
         self._name = name
+        self._count = askers
+        self._streams = streams
         self._enough = asyncio.Event()
         self.answers: list[Answer] = []
 
     async def __aenter__(self) -> Load:
-        self._askers = [asyncio.create_task(self._keep_asking(number)) for number in range(ASKERS)]
+        self._askers = [asyncio.create_task(self._keep_asking(number)) for number in range(self._count)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -94,7 +96,8 @@ class Load:
         for turn in range(MOST_REQUESTS):
             if self._enough.is_set():
                 return
-            self.answers.append(await ask(self._client, self._name, long_chat(), tokens=TOKENS, stream=(number + turn) % 2 == 0))
+            stream = self._streams or (number + turn) % 2 == 0
+            self.answers.append(await ask(self._client, self._name, long_chat(), tokens=TOKENS, stream=stream))
 
 
 @pytest.fixture
