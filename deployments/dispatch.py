@@ -45,7 +45,6 @@ class ChatHandle(Protocol):
 class DispatchLimits:
     requests_at_once: int
     stream_buffer_bytes: int
-    first_token_timeout_seconds: float
     request_timeout_seconds: float
 
 
@@ -89,7 +88,7 @@ class Dispatch:
     async def open(self, request_id: str, base: str, model: str, adapter: Adapter | None, body: bytes, stream: bool) -> Answer:
         """Send a chat and wait for the first part of its answer.
 
-        Raises what the replica answered with (InvalidRequest, …), Overloaded, Unavailable after the limits' time or when
+        Raises what the replica answered with (InvalidRequest, …), Overloaded, Unavailable after the limit's time or when
         replicas kept dying. Cancelling it, or closing the answer, aborts the engine's request.
         """
         if self._receiver.open_count >= self._limits.requests_at_once:
@@ -132,20 +131,13 @@ class _Flight:
         self._call = call
         self._aborted = False
         self._inbox = receiver.open(call.stream_id, limits.stream_buffer_bytes, self._abort)
-        self._first_timer = loop.call_later(
-            limits.first_token_timeout_seconds, self._expire, "no token came within", limits.first_token_timeout_seconds
-        )
-        self._timer = loop.call_later(
-            limits.request_timeout_seconds, self._expire, "the answer took longer than", limits.request_timeout_seconds
-        )
+        self._timer = loop.call_later(limits.request_timeout_seconds, self._expire, limits.request_timeout_seconds)
 
     async def first(self) -> Answer:
         part = await self._inbox.get()
-        self._first_timer.cancel()
         return Answer(self._inbox, part, self.close, self.way)
 
     def close(self) -> None:
-        self._first_timer.cancel()
         self._timer.cancel()
         self._receiver.forget(self._call.stream_id)
         if not self._inbox.ended:
@@ -160,9 +152,11 @@ class _Flight:
     def _cancel(self) -> None:
         raise NotImplementedError
 
-    def _expire(self, what: str, seconds: float) -> None:
+    def _expire(self, seconds: float) -> None:
         self._abort()
-        self._inbox.fail(Unavailable(f"{what} {seconds:g} s: try again, or ask for fewer tokens", retry_after_seconds=5.0))
+        self._inbox.fail(
+            Unavailable(f"the answer took longer than {seconds:g} s: try again, or ask for fewer tokens", retry_after_seconds=5.0)
+        )
 
 
 class _DirectFlight(_Flight):

@@ -8,7 +8,6 @@ keep theirs. Serve builds it from `app.py`; no `from __future__ import annotatio
 import asyncio
 import dataclasses
 import logging
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,29 +17,15 @@ import ray.util
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from adapters_store.adoption import AdoptionRules
 from adapters_store.bases import Bases
 from adapters_store.errors import NotFound
-from adapters_store.imports import Imports
-from adapters_store.keys import KeyRing
 from adapters_store.objects import open_store
-from adapters_store.registry import Registry
-from adapters_store.resolver import Resolver, ResolverLimits
-from adapters_store.trials import Trials
 from configs.settings import ModelSettings, Settings, SharedSettings
 from deployments import record
-from deployments.api.admission import Tryouts
 from deployments.api.app import HttpApp
-from deployments.api.auth import Authenticator
-from deployments.api.metrics import Metrics
-from deployments.api.resumable import ResumableUploads
-from deployments.api.services import Services
-from deployments.api.shadow import Shadows
-from deployments.api.trials import TrialCounts
-from deployments.api.warming import Warming
 from deployments.calls import ReplicaAddress
-from deployments.dispatch import Dispatch, DispatchLimits
 from deployments.fleet import Fleet, Place
+from deployments.gateway_services import Ways, gateway_services
 from deployments.logs import set_up_logs
 from deployments.names import REPLICA, app_of
 from deployments.placement import placed
@@ -48,8 +33,6 @@ from deployments.readiness import Readiness
 from deployments.record import Deployed
 from deployments.router import addresses_of, start_watching
 from deployments.stream import FrameReceiver
-from deployments.waking import Patience, Waking
-from deployments.warming import Warmer
 
 logger = logging.getLogger(__name__)
 
@@ -66,54 +49,16 @@ class Gateway:
         set_up_logs(settings.log.level)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway")
         self._receiver = FrameReceiver(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-        limits = DispatchLimits(
-            requests_at_once=settings.gateway.max_requests_at_once,
-            stream_buffer_bytes=settings.gateway.stream_buffer_bytes,
-            first_token_timeout_seconds=settings.gateway.request_timeout_seconds,  # `waking.py` has an eye on the first token
-            request_timeout_seconds=settings.gateway.request_timeout_seconds,
-        )
         store = open_store(store_url, timeout_seconds=settings.store.timeout_seconds)
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         self._fleet = Fleet(self._receiver, self._addresses_of, self._place)
         self._bases = Bases(store)
         self._readiness = Readiness((), self._threads)
-        waking = Waking(self._readiness, Patience(settings.gateway.first_token_timeout_seconds), self._fleet.knows)
-        uploads = settings.uploads
-        adoption = AdoptionRules(self._bases.inspect, max_bytes=uploads.max_bytes, scratch=Path(home) / "uploads")
-        registry = Registry(store, adoption=adoption, tries=uploads.try_on_replica)
-        leases = ResolverLimits(lease_seconds=settings.store.lease_seconds, stale_seconds=settings.store.stale_seconds)
-        resolver, metrics = Resolver(registry, self._threads, leases), Metrics(lambda: self._receiver.open_count, lambda: waking.count)
-        trials = TrialCounts(Trials(store), registry, resolver, self._threads, metrics)
-        dispatch = Dispatch(self._receiver, self._handle_of, self._fleet, limits)
-        warmer = Warmer(self._receiver, self._fleet)
-        warming = Warming(warmer, registry, self._threads, settings.gateway.warm_timeout_seconds)
-        tryouts = Tryouts(dispatch, waking, warming, registry, self._threads, self._awake, uploads.trial_timeout_seconds)
-        self._services = Services(
-            settings=Settings.model_construct(**dict(settings), models=()),
-            auth=Authenticator(KeyRing(store), self._threads),
-            registry=registry,
-            resolver=resolver,
-            dispatch=dispatch,
-            waking=waking,
-            metrics=metrics,
-            trials=trials,
-            shadows=Shadows(dispatch, trials, settings.gateway.shadows_at_once),
-            warmer=warmer,
-            warming=warming,
-            inspect=self._bases.inspect,
-            tryouts=tryouts,
-            threads=self._threads,
-            uploads=Path(home) / "uploads",
-            uploads_at_once=asyncio.Semaphore(uploads.at_once),
-            resumable=ResumableUploads(store, uploads),
-            imports=Imports(store_url, settings.imports, uploads),
-            readiness=self._readiness,
-            started_at=int(time.time()),
-            bases=frozenset(),
-        )
+        ways = Ways(self._receiver, self._fleet, self._handle_of, self._awake, self._readiness)
+        self._services = gateway_services(settings, Path(home), store, self._threads, self._bases, ways)
         self._app = HttpApp(self._services)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(trials.keep_reporting()), loop.create_task(tryouts.keep_trying())]
+        self._tasks = [loop.create_task(work()) for work in (self._services.trials.keep_reporting, self._services.tryouts.keep_trying)]
         if watch:
             seen = await self._services.run(record.read)
             if seen is None:

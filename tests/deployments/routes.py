@@ -13,7 +13,7 @@ ROUTES = {
     "/api/v1/adapters/{owner}/{name}": {"get", "delete", "patch"},
     "/api/v1/adapters/{owner}/{name}/history": {"get"},
     "/api/v1/adapters/{owner}/{name}/versions": {"post"},
-    "/api/v1/adapters/{owner}/{name}/versions/{version}": {"delete"},
+    "/api/v1/adapters/{owner}/{name}/versions/{version}": {"get", "delete"},
     "/api/v1/adapters/{owner}/{name}/uploads": {"post"},
     "/api/v1/adapters/{owner}/{name}/uploads/{upload}": {"get", "delete"},
     "/api/v1/adapters/{owner}/{name}/uploads/{upload}/files/{file}/parts/{part}": {"put"},
