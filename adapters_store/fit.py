@@ -107,6 +107,18 @@ def misfits(candidate: Candidate, base: BaseProfile) -> Iterator[str]:
         )
 
 
+def untargeted_faults(candidate: Candidate) -> Iterator[str]:
+    """Weights that the config does not target: PEFT leaves them unread, and an engine, which looks at the weights alone, applies them."""
+    if not candidate.config.is_listed:
+        return
+    unread = [pair.module for pair in candidate.pairs if not candidate.config.adapts(pair.module)]
+    if unread:
+        yield (
+            f"weights for {some(unread)}, which target_modules, exclude_modules and layers_to_transform leave out: PEFT would not read "
+            "them; upload the config that belongs to these weights."
+        )
+
+
 def _is_other_class(config: PeftConfig, base: BaseProfile) -> bool:
     """PEFT's auto_mapping counts only where the name says nothing: training libraries put wrappers of their own there."""
     if _named(config.base_name, [base]) or config.base_class is None:
@@ -136,10 +148,9 @@ def _size_fault(pair: LoraPair, base: BaseProfile) -> str | None:
 def _untrained(config: PeftConfig, pairs: Sequence[LoraPair], base: BaseProfile) -> list[str]:
     """Modules of the base that the config targets and the weights lack: a stripped file.
 
-    A target that the base lacks is passed over, as PEFT does. Patterns are not evaluated: they come from outside, and a regular
-    expression can be made to run for years; there the weights alone decide.
+    A target that the base lacks is passed over, as PEFT does. Where the config has a pattern, the weights alone decide.
     """
-    if config.targets is None or config.excluded is None:
+    if not config.is_listed:
         return []
     present = {pair.module for pair in pairs}
     return [module for module in base.modules if module not in present and config.adapts(module)]

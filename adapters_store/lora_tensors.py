@@ -26,8 +26,13 @@ _FOREIGN_KEYS = (
     (re.compile(r"\.lora_[AB](\.\w+)?\.bias$"), "are biases, which are not served: train with lora_bias=False and bias='none'"),
     (re.compile(r"\.lora_[AB]\.\w+\.weight$"), "carry an adapter's name: save with PEFT's save_pretrained instead of the state dict"),
     (re.compile(r"modules_to_save|original_module"), "are whole modules, which are not served: train with modules_to_save=None"),
-    (re.compile(r"base_layer\."), "are the base model's weights: save with save_embedding_layers=False, without new tokens"),
+    (
+        re.compile(r"base_layer\.|\.(embed_tokens|lm_head)\.weight$"),  # without a base_layer where new tokens made PEFT save them
+        "are the base model's weights: save with save_embedding_layers=False, without new tokens",
+    ),
     (re.compile(r"token_adapter|trainable_tokens"), "are trained tokens, which are not served: train with trainable_token_indices=None"),
+    (re.compile(r"^base_model\.model\.(?!.*lora_).+\.bias$"), "are trained biases, which are not served: train with bias='none'"),
+    (re.compile(r"^base_model\.model\.(?!.*lora_)"), "are whole weights, which are not served: train with modules_to_save=None"),
     (re.compile(r"\.lora_[AB]\.weight$"), "lack PEFT's prefix base_model.model.: save with PEFT's save_pretrained"),
 )
 
@@ -73,8 +78,9 @@ def tensor_faults(tensors: Mapping[str, TensorInfo], rank: int | None) -> Iterat
 
 
 def some(items: list[str]) -> str:
-    """The first few of many, for a message."""
-    shown = ", ".join(item if len(item) <= 200 else item[:197] + "..." for item in items[:MAX_SHOWN])
+    """The first few of many, for a message: on one line, whatever a name from outside holds."""
+    plain = [repr(item)[1:-1] for item in items[:MAX_SHOWN]]
+    shown = ", ".join(item if len(item) <= 200 else item[:197] + "..." for item in plain)
     return shown if len(items) <= MAX_SHOWN else f"{shown} and {len(items) - MAX_SHOWN} more"
 
 

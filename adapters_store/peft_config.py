@@ -8,6 +8,7 @@ checked, or refused with what to do instead.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from adapters_store.strict_json import parse_object, quote
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1_000_000
+MAX_LAYER_DIGITS = 9  # the name may come from an upload
 
 # Fields of peft's LoraConfig (0.21) that say how the adapter was trained and change nothing in what it computes.
 _BOOKKEEPING = frozenset({
@@ -51,6 +53,9 @@ _MUST_BE_OFF = {
 _HARMLESS_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 _CONVERTIBLE_STARTS = ("pissa", "olora", "corda", "lora_ga")
 
+# Transformers' classes whose weights fit a chat model of the same shape and mean something else (auto_mapping is PEFT's where no task is).
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
@@ -60,25 +65,31 @@ class PeftConfig:
     base_name: str | None  # base_model_name_or_path as written
     base_class: str | None  # auto_mapping.base_model_class, e.g. LlamaForCausalLM
     targets: tuple[str, ...] | None  # None: a pattern, which is not evaluated
+    all_linear: bool  # PEFT's word for every linear module but the head; `targets` is empty then
     excluded: tuple[str, ...] | None  # None: a pattern
     layers: frozenset[int] | None  # None: all
-    layer_lists: tuple[str, ...]  # names of the module lists that `layers` counts in; empty: any
+    layer_lists: tuple[str, ...] | None  # names of the module lists that `layers` counts in; empty: any; None: a pattern
     scaling: float = 1.0  # what B @ A is multiplied with
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether names alone say what is adapted. Patterns are not evaluated: a regular expression from outside can run for years."""
+        return None not in (self.targets, self.excluded, self.layer_lists)
+
     def adapts(self, module: str) -> bool:
-        """Whether PEFT would adapt this module. Only for a config whose `targets` and `excluded` are lists, not patterns."""
+        """Whether PEFT would adapt this linear module of a base. Only where `is_listed`."""
         if _ends_with_any(module, self.excluded or ()):
             return False
-        if module in (self.targets or ()):
+        if self.all_linear or module in (self.targets or ()):
             return True
         return _ends_with_any(module, self.targets or ()) and (self.layers is None or self._layer_of(module) in self.layers)
 
     def _layer_of(self, module: str) -> int | None:
         """The first number in the module's path that counts in one of `layer_lists`, like PEFT's check_target_module_exists."""
-        parts = module.split(".")
+        parts, lists = module.split("."), self.layer_lists or ()
         for place in range(1, len(parts) - 1):
-            if parts[place].isdecimal() and ((place > 1 and not self.layer_lists) or parts[place - 1] in self.layer_lists):
-                return int(parts[place])
+            if parts[place].isdecimal() and ((place > 1 and not lists) or parts[place - 1] in lists):
+                return int(parts[place]) if len(parts[place]) <= MAX_LAYER_DIGITS else None
         return None
 
 
@@ -97,15 +108,18 @@ def parse_config(raw: Mapping[str, Any]) -> PeftConfig:
     name = raw.get("base_model_name_or_path")
     layers = raw.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
-    lists = raw.get("layers_pattern") or ()
+    lists = raw.get("layers_pattern") or []
+    lists = [lists] if isinstance(lists, str) else lists
+    all_linear = _is_all_linear(raw.get("target_modules"))
     return PeftConfig(
         rank=rank if _is_int(rank) and rank > 0 else None,
         base_name=name.strip() if isinstance(name, str) and name.strip() else None,
         base_class=base_class if isinstance(base_class, str) else None,
-        targets=_names(raw.get("target_modules")),
+        targets=() if all_linear else _names(raw.get("target_modules")),
+        all_linear=all_linear,
         excluded=_names(raw.get("exclude_modules") or []),
         layers=frozenset(layers) if isinstance(layers, list) and layers and all(map(_is_int, layers)) else None,
-        layer_lists=(lists,) if isinstance(lists, str) else _names(lists) or (),
+        layer_lists=_names(lists) if isinstance(lists, list) and not any(map(_is_pattern, lists)) else None,
         scaling=_scaling(raw),
     )
 
@@ -136,6 +150,8 @@ def config_faults(raw: Mapping[str, Any]) -> Iterator[str]:
         yield "fan_in_fan_out is true: the layers served here are linear; train with fan_in_fan_out=False."
     yield from _start_faults(raw.get("init_lora_weights", True))
     yield from _target_faults(raw)
+    yield from _layer_faults(raw)
+    yield from _base_faults(raw)
     # PEFT writes what is off as null, false, {} or [].
     for field, remedy in _MUST_BE_OFF.items():
         if raw.get(field):
@@ -153,6 +169,9 @@ def _number_faults(raw: Mapping[str, Any]) -> Iterator[str]:
         yield f"lora_alpha is {quote(alpha)}: it must be a number, at most {MAX_ALPHA}."
     elif alpha == 0:
         yield "lora_alpha is 0: the adapter would change nothing; give the alpha it was trained with."
+    dropout = raw.get("lora_dropout", 0.0)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        yield f"lora_dropout is {quote(dropout)}: it must be a number from 0 to 1."
 
 
 def _start_faults(start: Any) -> Iterator[str]:
@@ -174,18 +193,43 @@ def _target_faults(raw: Mapping[str, Any]) -> Iterator[str]:
     excluded = raw.get("exclude_modules")
     if excluded is not None and not isinstance(excluded, str) and _names(excluded) is None:
         yield f"exclude_modules is {quote(excluded)}: it must be a list of module names or a pattern."
-    layers = raw.get("layers_to_transform")
+
+
+def _layer_faults(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What PEFT itself would not load, too (LoraConfig.__post_init__)."""
+    layers, lists = raw.get("layers_to_transform"), raw.get("layers_pattern")
     if layers is not None and not _is_int(layers) and not (isinstance(layers, list) and all(map(_is_int, layers))):
         yield f"layers_to_transform is {quote(layers)}: it must be a layer's number or a list of them."
-    base = raw.get("base_model_name_or_path")
+    if lists is not None and not isinstance(lists, str) and _names(lists) is None:
+        yield f"layers_pattern is {quote(lists)}: it must be the name of the list of layers, or several."
+    if lists and layers is None:
+        yield f"layers_pattern is {quote(lists)} and layers_to_transform is not given: say which layers, or remove both."
+    if isinstance(raw.get("target_modules"), str) and (lists or layers not in (None, [])):
+        yield "layers_to_transform and layers_pattern go with a list of target_modules, not a pattern: upload the config that PEFT wrote."
+
+
+def _base_faults(raw: Mapping[str, Any]) -> Iterator[str]:
+    base, mapping = raw.get("base_model_name_or_path"), raw.get("auto_mapping")
     if base is not None and not isinstance(base, str):
         yield f"base_model_name_or_path is {quote(base)}: it must be the base model's name."
+    base_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if isinstance(base_class, str) and base_class.endswith(_OTHER_HEADS):
+        yield f"it was trained on a {quote(base_class)}: train it for chat, through AutoModelForCausalLM."
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     return None
+
+
+def _is_all_linear(targets: Any) -> bool:
+    return isinstance(targets, str) and targets.lower() == "all-linear"
+
+
+def _is_pattern(layer_list: Any) -> bool:
+    """PEFT reads these names as regular expressions; most are plain words."""
+    return isinstance(layer_list, str) and not re.fullmatch(r"\w+", layer_list)
 
 
 def _ends_with_any(module: str, names: tuple[str, ...]) -> bool:

@@ -1,7 +1,8 @@
-"""JSON from outside, read strictly: one object, no key twice, no NaN; and values from outside, quoted for a message.
+"""JSON from outside, read strictly: one object, no key twice, no NaN, no half characters; and values from outside, quoted for a message.
 
 Under the readers of adapter_config.json (`peft_config.py`) and of safetensors headers (`safetensors_header.py`). Two readers may take
-two different values of a repeated key, and one of them is the engine, so what is ambiguous is refused.
+two different values of a repeated key, and one of them is the engine, so what is ambiguous is refused, and so is what only Python reads:
+safetensors' own reader takes neither half a surrogate pair nor -0, and would fail at what was let in.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ MAX_QUOTED = 120
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `raw`. Raises InvalidRequest, opening with `what`, when there is none."""
     try:
-        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
-    except UnicodeDecodeError:
+        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_plain_int)
+        if b"\\u" in raw:
+            json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeError:  # decoding; or encoding again, where an escape stands for half a surrogate pair
         raise InvalidRequest(f"{what} is not UTF-8 text: save and upload it again.") from None
     except RecursionError:
         raise InvalidRequest(f"{what} is not valid JSON (nested too deeply): save and upload it again.") from None
@@ -45,6 +48,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {quote(key)} stands twice")
         found[key] = value
     return found
+
+
+def _plain_int(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is not a whole number")
+    return int(text)
 
 
 def _no_constant(text: str) -> Any:

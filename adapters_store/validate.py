@@ -15,7 +15,7 @@ from typing import TypeVar
 from adapters_store.adapter_files import CONFIG_FILE, WEIGHTS_FILE, file_faults
 from adapters_store.base_model import BaseProfile
 from adapters_store.errors import InvalidAdapter, InvalidRequest, Unavailable
-from adapters_store.fit import Candidate, choose_base
+from adapters_store.fit import Candidate, choose_base, untargeted_faults
 from adapters_store.lora_tensors import read_pairs, tensor_faults
 from adapters_store.own_settings import own_faults
 from adapters_store.peft_config import config_faults, parse_config, read_raw_config
@@ -55,8 +55,9 @@ def inspect(folder: Path, bases: Sequence[BaseProfile], *, base_hint: str | None
         pairs = read_pairs(tensors)
         faults += tensor_faults(tensors, config.rank if config else None)
         if config is not None and pairs:
-            base, base_faults = _choose(Candidate(config, pairs), bases, base_hint)
-            faults += base_faults
+            candidate = Candidate(config, pairs)
+            base, base_faults = _choose(candidate, bases, base_hint)
+            faults += [*untargeted_faults(candidate), *base_faults]
         faults += value_faults(folder / WEIGHTS_FILE, pairs, config.scaling if config else 1.0)
     faults += own_faults(folder)
     if faults or base is None or config is None or config.rank is None:

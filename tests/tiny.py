@@ -7,8 +7,10 @@ whose weights answered. Everything is seeded.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 TINY_HIDDEN = 64
 Chat = list[dict[str, str]]
@@ -89,7 +91,14 @@ def make_random_adapter(
 
 
 def reference_answers(base_folder: Path, adapter_folder: Path | None, prompts: Sequence[Chat], tokens: int = 32) -> list[list[int]]:
-    """What transformers + peft answer greedily in float32: exactly `tokens` new token ids for each chat.
+    """What transformers + peft answer greedily in float32: exactly `tokens` new token ids for each chat."""
+    return references(base_folder, [adapter_folder], prompts, tokens)[0]
+
+
+def references(
+    base_folder: Path, adapter_folders: Sequence[Path | None], prompts: Sequence[Chat], tokens: int = 32
+) -> list[list[list[int]]]:
+    """The same for several adapters (None: the base) of a base that is read once: for each, token ids for each chat.
 
     The end token is an ordinary token here, as it is served with `ignore_eos`: so both sides go on past it in the same way.
     """
@@ -98,11 +107,24 @@ def reference_answers(base_folder: Path, adapter_folder: Path | None, prompts: S
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    model.generation_config.eos_token_id = None
-    if adapter_folder is not None:
-        model = PeftModel.from_pretrained(model, str(adapter_folder))
-    model.eval()
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
+    base.generation_config.eos_token_id = None
+    found = []
+    for folder in adapter_folders:
+        if folder is None:
+            found.append(_greedy(base, tokenizer, prompts, tokens))
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would go on with weights of its own making
+            model = PeftModel.from_pretrained(base, str(folder)).eval()
+        found.append(_greedy(model, tokenizer, prompts, tokens))
+        base = model.unload()
+    return found
+
+
+def _greedy(model: Any, tokenizer: Any, prompts: Sequence[Chat], tokens: int) -> list[list[int]]:
+    import torch
+
     answers: list[list[int]] = []
     for chat in prompts:
         # One at a time: padding a batch would change the sums, and with them now and then a token.

@@ -50,6 +50,7 @@ FIT: dict[str, dict[str, Any]] = {
     "a pattern": {"target_modules": r".*layers\.1\..*(up|down)_proj"},
     "one layer": {"layers_to_transform": [1]},
     "one layer of a named list": {"layers_to_transform": 0, "layers_pattern": "layers"},
+    "one layer of a list named by a pattern": {"layers_to_transform": [1], "layers_pattern": ["lay.rs"]},
     "modules excluded": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.0.mlp.up_proj"]},
     "one module by its whole name": {"target_modules": ["model.layers.1.mlp.gate_proj"]},
     "a gaussian start": {"init_lora_weights": "gaussian"},

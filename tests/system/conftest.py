@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.system.stack import Stack, kept_stack, running_stack
 
@@ -28,6 +29,15 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with running_stack(tmp_path_factory.mktemp("stack"), embedded_model) as stack:
             _set(patch, stack)
             yield stack
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A reference shares the cores with the stack: threads that wait for one another would make it slower by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _set(patch: pytest.MonkeyPatch, stack: Stack) -> None:

@@ -40,7 +40,8 @@ BASE = "smollm2-135m"
 TINY = "tiny"
 SLOTS = 2  # max_loras: fewer than the demo adapters, so that slots are always fought for
 ROOM = 4  # max_cpu_loras
-MAX_RANK = 16
+MAX_RANK = 16  # of the tiny model
+BASE_MAX_RANK = 64  # of the embedded one, so that adapters of every usual rank are served
 CPUS = 0.5  # of each; an engine has one thread all the same, and a model that a test adds finds room on two cores
 CONTEXT = 1024  # max_model_len of both
 MAX_UPLOAD_BYTES = 8 << 20
@@ -142,16 +143,22 @@ def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
     if not stack.tiny_folder.exists():
         make_tiny_llama(stack.tiny_folder, model_home)
     engine = {"dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True}
-    lora = {"max_loras": SLOTS, "max_cpu_loras": ROOM, "max_rank": MAX_RANK}
+    lora = {"max_loras": SLOTS, "max_cpu_loras": ROOM}
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     tools = {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}
     models = [
-        {"id": BASE, "source": "embedded", "engine": {**engine, **tools, "max_num_seqs": 64}, "lora": lora, "environment": environment},
+        {
+            "id": BASE,
+            "source": "embedded",
+            "engine": {**engine, **tools, "max_num_seqs": 64},
+            "lora": {**lora, "max_rank": BASE_MAX_RANK},
+            "environment": environment,
+        },
         {
             "id": TINY,
             "source": str(stack.tiny_folder),
             "engine": {**engine, "max_num_seqs": 512, "num_gpu_blocks_override": TINY_BLOCKS},
-            "lora": lora,
+            "lora": {**lora, "max_rank": MAX_RANK},
             "environment": environment,
         },
     ]

@@ -13,18 +13,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from tests.system.asking import Answer, ask, long_chat, user
 from tests.system.stack import BASE, SLOTS, Stack
-from tests.tiny import Chat, make_random_adapter, make_tiny_llama, reference_answers
+from tests.tiny import Chat, make_random_adapter, make_tiny_llama, references
 
 DEMO = Path(__file__).parents[2] / "examples" / "adapters" / "demo"
 TOKENS = 32
@@ -43,15 +42,6 @@ Reference = Mapping[str, list[list[int]]]  # name -> token ids for each chat
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """The reference shares the cores with the stack: threads that wait for one another would make it slower by far."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def adapters(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Every demo adapter and two random ones, published: name -> the folder it was published from."""
     folders = {f"demo/{weights.parent.name}": weights.parent for weights in sorted(DEMO.glob("*/adapter_model.safetensors"))}
@@ -67,7 +57,8 @@ def adapters(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
 
 @pytest.fixture(scope="module")
 def reference(stack: Stack, adapters: Mapping[str, Path], one_thread: None) -> Reference:
-    return {name: reference_answers(stack.base_folder, folder, CHATS, TOKENS) for name, folder in [(BASE, None), *adapters.items()]}
+    answers = references(stack.base_folder, [None, *adapters.values()], CHATS, TOKENS)
+    return dict(zip([BASE, *adapters], answers, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +156,7 @@ def tiny_reference(tiny: tuple[Path, list[Path]], one_thread: None) -> Reference
     """Token ids for each chat and, last, for the long shared one."""
     model, adapters = tiny
     chats: list[Chat] = [*CHATS, long_chat()]
-    named = [("base", None), *((str(number), folder) for number, folder in enumerate(adapters))]
-    return {name: reference_answers(model, folder, chats, TOKENS) for name, folder in named}
+    return dict(zip(["base", "0", "1"], references(model, [None, *adapters], chats, TOKENS), strict=True))
 
 
 def test_engine_with_the_remedy_gives_each_request_its_own_weights(engines: Mapping[str, Any], tiny_reference: Reference) -> None:

@@ -1,0 +1,71 @@
+"""Every kind of adapter that is let in is served as transformers + peft compute it from the same files, token for token.
+
+Ranks, alphas, rsLoRA, modules, dtypes and ways to write targets: `fit_adapters.py`. All are published over HTTP, then asked in mixed
+batches, several at once, while the reference is computed beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.system.asking import Answer, ask, user
+from tests.system.fit_adapters import FIT_ADAPTERS, write_fit_adapters
+from tests.system.stack import BASE, ROOM, Stack
+from tests.tiny import references
+
+TOKENS = 32
+CHATS = [user("Why is the sky blue?"), user("Write one sentence about the sea.")]
+OWNER = "fit"
+pytestmark = pytest.mark.timeout(900)  # the stack may have to start
+
+Served = Mapping[str, list[Answer]]  # name -> an answer for each chat
+Reference = Mapping[str, list[list[int]]]  # name -> token ids for each chat
+
+
+@pytest.fixture(scope="module")
+def adapters(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Every fit adapter, published: name -> the folder it was published from."""
+    folders = write_fit_adapters(tmp_path_factory.mktemp("fit"), stack.base_folder, BASE)
+    for name, folder in folders.items():
+        stack.push(folder, f"{OWNER}/{name}")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def answers(stack: Stack, adapters: Mapping[str, Path], one_thread: None) -> tuple[Served, Reference]:
+    """What is served, and what transformers + peft say; both at once, one core for each."""
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(asyncio.run, _ask_all(stack, list(adapters)))
+        expected = references(stack.base_folder, [None, *adapters.values()], CHATS, TOKENS)
+        return served.result(), dict(zip([BASE, *adapters], expected, strict=True))
+
+
+async def _ask_all(stack: Stack, names: list[str]) -> Served:
+    """All chats of as many adapters at once as the engine has room for, in turns over its slots."""
+    room = asyncio.Semaphore(ROOM)
+
+    async def ask_one(name: str) -> list[Answer]:
+        async with room:
+            asked = [ask(client, f"{OWNER}/{name}", chat, tokens=TOKENS, return_token_ids=True) for chat in CHATS]
+            return await asyncio.gather(*asked)
+
+    async with stack.async_client(timeout_seconds=400) as client:
+        return dict(zip(names, await asyncio.gather(*map(ask_one, names)), strict=True))
+
+
+@pytest.mark.parametrize("name", FIT_ADAPTERS)
+def test_a_fit_adapter_is_served_as_peft_answers(answers: tuple[Served, Reference], name: str) -> None:
+    served, reference = answers
+    assert [answer.token_ids for answer in served[name]] == reference[name]
+    assert all(answer.version.startswith(f"{OWNER}/{name}@") for answer in served[name])
+
+
+def test_every_fit_adapter_answers_differently_so_that_one_left_out_would_show(answers: tuple[Served, Reference]) -> None:
+    _, reference = answers
+    for number in range(len(CHATS)):
+        assert len({tuple(expected[number]) for expected in reference.values()}) == len(reference)
