@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import cases
 from benchmarks.load import Measurement
 from benchmarks.plots import draw
-from benchmarks.stacks import DIRECT, DIRECT_BASE, LORIKEET, LORIKEET_2X2, RAY, VLLM
+from benchmarks.stacks import DIRECT, DIRECT_BASE, LORIKEET, LORIKEET_2X2, RAY, VLLM, VLLM_PAIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ FIGURES = {
     "unary_64": Figure("null", cases.UNARY_64, "requests_per_second", LORIKEET, (VLLM,), "≥ 0.95"),
     "cpu_per_token": Figure("null", cases.STREAM_128, "cpu_seconds_per_1000_tokens", LORIKEET, (VLLM,), "≤ 1.15"),
     "scale_2x2": Figure("scale", cases.STREAM_128, "tokens_per_second", LORIKEET_2X2, (LORIKEET,), "≥ 1.0"),
+    "scale_vllm_pair": Figure("scale", cases.STREAM_128, "tokens_per_second", VLLM_PAIR, (VLLM,), "none: what the machine allows"),
     "real_8": Figure("real", cases.STREAM_8, "tokens_per_second", LORIKEET, (VLLM,), "≥ 0.97"),
 }
 

@@ -22,7 +22,7 @@ from benchmarks import results
 from benchmarks.cases import NULL_CASES, REAL_CASES, SCALE_CASES, Case, shorter
 from benchmarks.load import Load, Measurement, load_generator
 from benchmarks.models import Workload, null_workload, real_workload
-from benchmarks.stacks import DIRECT, DIRECT_BASE, LORIKEET, LORIKEET_2X2, RAY, VLLM, all_stacks
+from benchmarks.stacks import DIRECT, DIRECT_BASE, LORIKEET, LORIKEET_2X2, RAY, VLLM, VLLM_PAIR, all_stacks
 from benchmarks.stacks.stack import Stack
 
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -40,7 +40,7 @@ class Part:
 
 PARTS = {
     "null": Part("null", (VLLM, LORIKEET, RAY, DIRECT, DIRECT_BASE), NULL_CASES),
-    "scale": Part("null", (LORIKEET, LORIKEET_2X2), SCALE_CASES),
+    "scale": Part("null", (LORIKEET, LORIKEET_2X2, VLLM, VLLM_PAIR), SCALE_CASES),
     "real": Part("real", (VLLM, LORIKEET), REAL_CASES),
 }
 

@@ -14,6 +14,7 @@ from benchmarks.stacks.stack import Stack
 Start = Callable[[Workload, Path], AbstractContextManager[Stack]]
 
 VLLM = "vllm"
+VLLM_PAIR = "vllm_pair"
 LORIKEET = "lorikeet"
 LORIKEET_2X2 = "lorikeet_2x2"
 RAY = "ray_serve_llm"
@@ -25,6 +26,7 @@ def all_stacks() -> dict[str, Start]:
     """How to start each stack, by its name in results."""
     return {
         VLLM: vllm_server.start,
+        VLLM_PAIR: vllm_server.start_pair,
         LORIKEET: functools.partial(lorikeet.start, LORIKEET),
         LORIKEET_2X2: functools.partial(lorikeet.start, LORIKEET_2X2, gateways=2, replicas=2),
         RAY: functools.partial(ray_serve_llm.start, RAY),
