@@ -37,7 +37,7 @@ def every_class() -> set[type]:
 
 
 def test_every_class_has_its_status_here() -> None:
-    assert every_class() == {*STATUS, errors.InvalidAdapter}
+    assert every_class() == {*STATUS, errors.InvalidAdapter, errors.NotReady}
     assert {cls for cls, _ in _TABLE} <= set(STATUS)
 
 
@@ -52,6 +52,13 @@ async def test_class_decides_status_code_and_shape(api: Gateway, cls: type[error
     assert error["message"].startswith("what, which, what to do") and error["type"]
     assert ("retry-after" in response.headers) == (status in (429, 503))
     assert ("www-authenticate" in response.headers) == (status == 401)
+
+
+async def test_a_version_that_waits_to_be_tried_is_worth_coming_back_for(api: Gateway) -> None:
+    api.dispatch.error = errors.NotReady("acme", "support", "0" * 64)
+    response = await api.client.post("/v1/chat/completions", json=CHAT)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+    assert "acme/support@" in response.json()["error"]["message"] and int(response.headers["retry-after"]) > 0
 
 
 async def test_an_unfit_adapter_is_refused_with_every_reason(api: Gateway) -> None:
