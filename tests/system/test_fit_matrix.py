@@ -19,6 +19,7 @@ from tests.system.stack import BASE, ROOM, Stack
 from tests.tiny import references
 
 TOKENS = 32
+PUSHES_AT_ONCE = 4  # as many as a gateway takes
 CHATS = [user("Why is the sky blue?"), user("Write one sentence about the sea.")]
 OWNER = "fit"
 pytestmark = pytest.mark.timeout(900)  # the stack may have to start
@@ -31,8 +32,8 @@ Reference = Mapping[str, list[list[int]]]  # name -> token ids for each chat
 def adapters(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Every fit adapter, published: name -> the folder it was published from."""
     folders = write_fit_adapters(tmp_path_factory.mktemp("fit"), stack.base_folder, BASE)
-    for name, folder in folders.items():
-        stack.push(folder, f"{OWNER}/{name}")
+    with ThreadPoolExecutor(PUSHES_AT_ONCE) as threads:
+        list(threads.map(lambda name: stack.push(folders[name], f"{OWNER}/{name}"), folders))
     return folders
 
 
