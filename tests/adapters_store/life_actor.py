@@ -24,6 +24,7 @@ NAMES = ("first", "second", "third")
 ALIASES = ("production", "staging")
 CONTENTS = 8  # few, so that the same one is published, retired, collected and published again
 GRACE_SECONDS = 0.3
+STORE_SECONDS = 120.0  # one process serves all of S3 here, and is slow while the machine does other things too
 NEW = CONTENTS  # one that no actor publishes
 FILE = "adapter_model.safetensors"
 
@@ -106,7 +107,7 @@ class LifeActor:
 def act_until_killed(store_url: str, journal: str, folders: str, versions: Mapping[str, int], seed: int, ready: Event) -> None:
     """A process of its own."""
     written = Journal(Path(journal))
-    actor = LifeActor(JournaledStore(open_store(store_url), written), Path(folders), versions, seed)
+    actor = LifeActor(JournaledStore(open_store(store_url, timeout_seconds=STORE_SECONDS), written), Path(folders), versions, seed)
     ready.set()
     while True:
         actor.step()

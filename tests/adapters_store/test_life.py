@@ -25,12 +25,23 @@ from adapters_store.errors import NotFound
 from adapters_store.history import Actor
 from adapters_store.layout import aliases_key, file_key
 from adapters_store.names import ModelRef
-from adapters_store.objects import ObjectStore
+from adapters_store.objects import ObjectStore, open_store
 from adapters_store.pointers import Pointers
 from adapters_store.registry import Registry
 from adapters_store.resolver import Resolver, ResolverLimits
 from adapters_store.validate import Fit
-from tests.adapters_store.life_actor import ALIASES, FILE, NAMES, NEW, OWNER, LifeActor, act_until_killed, content, make_folders
+from tests.adapters_store.life_actor import (
+    ALIASES,
+    FILE,
+    NAMES,
+    NEW,
+    OWNER,
+    STORE_SECONDS,
+    LifeActor,
+    act_until_killed,
+    content,
+    make_folders,
+)
 from tests.adapters_store.life_journal import Journal, JournaledStore, State, states_of
 
 STEPS = {"local": 3000, "s3": 600}
@@ -40,7 +51,7 @@ LONGEST_LIFE_SECONDS = 3.0
 LATE_SECONDS = 2.0  # what a killed process had sent may be done by the store that much later
 LEASE_SECONDS = 0.2
 # No patience with a slow store: what is known is served on then, past its lease, and that is on purpose (resolver.py).
-LIMITS = ResolverLimits(lease_seconds=LEASE_SECONDS, patience_seconds=60.0, timeout_seconds=60.0)
+LIMITS = ResolverLimits(lease_seconds=LEASE_SECONDS, patience_seconds=2 * STORE_SECONDS, timeout_seconds=2 * STORE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +194,8 @@ def judge_versions(life: Life, store: ObjectStore, last: dict[str, Pointers]) ->
 async def test_no_answer_is_wrong_and_nothing_is_lost_whatever_happens_at_once(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    store: ObjectStore = request.getfixturevalue(f"{kind}_store")
+    kept: ObjectStore = request.getfixturevalue(f"{kind}_store")
+    store = open_store(kept.url, timeout_seconds=STORE_SECONDS)
     steps = int(os.environ.get("LORIKEET_LIFE_STEPS") or STEPS[kind])
     life = Life(store, tmp_path, steps, seed=int(os.environ.get("LORIKEET_LIFE_SEED") or random.randrange(10**6)))
     print("seed", life._seed)
