@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from multiprocessing.synchronize import Event
@@ -104,8 +105,11 @@ class LifeActor:
             self._registry.canaries.trip(OWNER, name, alias, trials[alias].trial, "a test says so")
 
 
-def act_until_killed(store_url: str, journal: str, folders: str, versions: Mapping[str, int], seed: int, ready: Event) -> None:
+def act_until_killed(
+    store_url: str, journal: str, folders: str, versions: Mapping[str, int], seed: int, ready: Event, environment: Mapping[str, str]
+) -> None:
     """A process of its own."""
+    os.environ.update(environment)  # that of the server which forks these is from when it began
     written = Journal(Path(journal))
     actor = LifeActor(JournaledStore(open_store(store_url, timeout_seconds=STORE_SECONDS), written), Path(folders), versions, seed)
     ready.set()

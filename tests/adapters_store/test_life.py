@@ -135,7 +135,8 @@ class Life:
     async def _keep_killing(self, context: multiprocessing.context.ForkServerContext, seed: int) -> None:
         for turn in range(10_000):
             ready = context.Event()
-            arguments = (self._store.url, str(self.journal.path), str(self._folder / "contents"), self.versions, seed + turn, ready)
+            paths = str(self.journal.path), str(self._folder / "contents")
+            arguments = (self._store.url, *paths, self.versions, seed + turn, ready, dict(os.environ))
             process = context.Process(target=act_until_killed, args=arguments)
             process.start()
             try:
