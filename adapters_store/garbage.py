@@ -104,9 +104,8 @@ class Garbage:
         def mark(before: Pointers) -> Pointers:
             if _why_garbage(stored, before, rules, began) is None:
                 raise _NotGarbage
-            pending = {other: waits for other, waits in before.pending.items() if other != version}
-            marked = replace(before, removing={**before.removing, version: began}, pending=pending)
-            return replace(marked, uploading=without(before.uploading, version))
+            removing, uploading = {**before.removing, version: began}, without(before.uploading, version)
+            return replace(before, removing=removing, uploading=uploading, pending=without(before.pending, version))
 
         try:
             self._pointer_files.update(owner, name, mark)

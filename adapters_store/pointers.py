@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters_store.admission import (
     Pending,
@@ -33,6 +33,8 @@ from adapters_store.history import Actor, AliasMove, changes, read_history, trim
 from adapters_store.labels import LabelChange
 
 MAX_ALIASES = 100
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Pointers:
     def holding(self, version: str, pending: Pending) -> Pointers:
         """With `version` waiting to be tried; it alone will get the alias that it is for."""
         others = superseded(self.pending, {pending.alias}) if pending.alias is not None else dict(self.pending)
-        rejected = {other: told for other, told in self.rejected.items() if other != version}
+        rejected = without(self.rejected, version)
         return replace(self, pending={**others, version: pending}, rejected=rejected, retired=without(self.retired, version))
 
     def admitting(self, version: str) -> Pointers:
@@ -141,12 +143,12 @@ class Pointers:
         pending = self.pending.get(version)
         if pending is None:
             return self
-        ready = replace(self, pending={other: kept for other, kept in self.pending.items() if other != version})
+        ready = replace(self, pending=without(self.pending, version))
         return ready if pending.alias is None else ready.pointing(pending.alias, version, by=pending.by, why=pending.why)
 
     def rejecting(self, version: str, rejected: Rejected, *, stored: bool) -> Pointers:
         """With `version` never to be served. The files of one that is `stored` are garbage from now on."""
-        pending = {other: kept for other, kept in self.pending.items() if other != version}
+        pending = without(self.pending, version)
         retired = {**self.retired, version: rejected.at} if stored else self.retired
         return replace(self, pending=pending, rejected=remembered({**self.rejected, version: rejected}, retired), retired=retired)
 
@@ -213,9 +215,9 @@ def read_pointers(data: bytes, owner: str, name: str) -> Pointers:
         raise InternalError(f"the aliases of {owner}/{name} are damaged: the operator has to repair aliases.json") from None
 
 
-def without(times: Mapping[str, float], version: str) -> dict[str, float]:
-    """`times` with no entry for `version`."""
-    return {other: when for other, when in times.items() if other != version}
+def without(entries: Mapping[str, V], version: str) -> dict[str, V]:
+    """`entries` with none for `version`."""
+    return {other: entry for other, entry in entries.items() if other != version}
 
 
 def _times(rows: Any) -> dict[str, float]:
