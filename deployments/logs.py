@@ -9,6 +9,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OURS = ("adapters_store", "cluster", "deployments")
@@ -39,3 +42,19 @@ def set_up_logs(level: str) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
+
+
+@contextmanager
+def kept_serve_log() -> Iterator[None]:
+    """Keep Serve's log of this process through a block in which logging is configured anew, as vLLM does when it is imported.
+
+    That closes every handler, and Serve's loses its file. Serve asks it where the file is when its controller has been restarted, and a
+    replica that cannot say is stopped, its engine with it: without this, a dead controller costs every replica.
+    """
+    handlers = [handler for handler in logging.getLogger("ray.serve").handlers if isinstance(handler, MemoryHandler)]
+    files = [handler.target for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, file in zip(handlers, files, strict=True):
+            handler.setTarget(file)

@@ -25,7 +25,7 @@ from configs.settings import Settings
 from deployments.autoscaling import stats
 from deployments.engine.adapters import EngineAdapters, UsedAdapter
 from deployments.engine.source import fetch_model
-from deployments.logs import set_up_logs
+from deployments.logs import kept_serve_log, set_up_logs
 from deployments.messages import DATA, HEAD, ChatCall, head_payload
 from deployments.reception import Reception
 from deployments.warms import Warms
@@ -43,9 +43,10 @@ class Replica:
         store = open_store(store_url, timeout_seconds=settings.store.timeout_seconds)
         loop = asyncio.get_running_loop()
         folder = await loop.run_in_executor(self._threads, fetch_model, self._model, Path(home))
-        from deployments.engine.vllm import VllmEngine  # here: whoever deploys this class need not import vLLM for seconds
+        with kept_serve_log():
+            from deployments.engine.vllm import VllmEngine  # here: whoever deploys this class need not import vLLM for seconds
 
-        self._engine = await VllmEngine.start(self._model, folder)
+            self._engine = await VllmEngine.start(self._model, folder)
         adaptable = await self._engine.adaptable_modules()
         profile = await loop.run_in_executor(self._threads, self._profile, folder, adaptable)
         await loop.run_in_executor(self._threads, save_profile, store, profile)

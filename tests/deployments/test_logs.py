@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from logging.config import dictConfig
+from logging.handlers import MemoryHandler
+from pathlib import Path
 
 import pytest
 
-from deployments.logs import JsonFormatter, set_up_logs
+from deployments.logs import JsonFormatter, kept_serve_log, set_up_logs
 
 
 def line(message: str = "event_name", *, error: BaseException | None = None, **fields: object) -> dict[str, object]:
@@ -57,3 +60,21 @@ def test_ours_are_written_and_others_left_alone(capfd: pytest.CaptureFixture[str
             logger.handlers[:], logger.propagate = handlers, propagate
             logger.setLevel(level)
     assert [json.loads(row)["event"] for row in written] == ["once"]
+
+
+def test_serves_log_has_its_file_after_somebody_has_configured_logging_anew(tmp_path: Path) -> None:
+    file = logging.FileHandler(tmp_path / "replica.log")
+    buffer = MemoryHandler(capacity=1, target=file)
+    serve = logging.getLogger("ray.serve")
+    serve.addHandler(buffer)
+    try:
+        with kept_serve_log():
+            dictConfig({"version": 1, "disable_existing_loggers": False})  # as vLLM does when it is imported
+            assert buffer.target is None, "otherwise there is nothing to keep any more"
+        assert buffer.target is file
+        serve.error("after it")
+    finally:
+        serve.removeHandler(buffer)
+        buffer.close()
+        file.close()
+    assert "after it" in (tmp_path / "replica.log").read_text()
