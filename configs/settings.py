@@ -198,6 +198,11 @@ class AutoscalingSettings(_Node):
     )
     up_delay_seconds: Annotated[float, Field(ge=0)] = 10.0
     down_delay_seconds: Annotated[float, Field(ge=0)] = 300.0
+    average_seconds: Annotated[float, Field(ge=3)] = Field(
+        default=30.0,
+        description="load is averaged over so long before a delay counts, so that a burst is no trend; a model that may sleep stays awake "
+        "for both after its last request",
+    )
     wake_timeout_seconds: PositiveFloat = Field(
         default=300.0,
         description="how long a request waits for a replica while there is none, then 503; gateway.request_timeout_seconds bounds it too",

@@ -2,7 +2,7 @@
 
     engine ── load (engine/load.py) ──▶ replica ── record_autoscaling_stats ──▶ Serve's controller: EnginePolicy ──▶ replicas
 
-Serve averages what replicas report over half a minute, so that a burst is no trend.
+Serve averages what replicas report over `average_seconds`, so that a burst is no trend.
 """
 
 from __future__ import annotations

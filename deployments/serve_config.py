@@ -13,6 +13,10 @@ from deployments.autoscaling import POLICY
 from deployments.identity import gateway_arguments, replica_arguments
 from deployments.names import GATEWAY, GATEWAY_APP, REPLICA, app_of
 
+# How often gateways and replicas tell Serve their load. With Serve's 10 s a request for a sleeping model waits as long until Serve has
+# heard of it: what a gateway's handle pushes at once is the history that it recorded before the request came.
+_REPORT_SECONDS = 2.0
+
 
 def serve_config(settings: Settings) -> dict[str, Any]:
     """What Serve's schema ServeDeploySchema takes."""
@@ -50,6 +54,8 @@ def autoscaling_options(model: ModelSettings) -> dict[str, Any]:
         "target_ongoing_requests": scaling.target_requests,
         "upscale_delay_s": scaling.up_delay_seconds,
         "downscale_delay_s": scaling.down_delay_seconds,
+        "look_back_period_s": scaling.average_seconds,
+        "metrics_interval_s": _REPORT_SECONDS,
         "policy": {"policy_function": POLICY, "policy_kwargs": {"target_kv_cache_use": scaling.target_kv_cache_use}},
     }
 

@@ -67,3 +67,12 @@ def test_each_direction_has_a_delay_of_its_own(setting: str) -> None:
     more, fewer = (65, EngineLoad(32, 33, 0.1)), (0, EngineLoad(0))
     up, down = decided(more, **{setting: 60.0}), decided(fewer, fewer, min_replicas=1, **{setting: 60.0})
     assert (up, down) == ((1, 1) if setting == "up_delay_seconds" else (3, 2))
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("seconds", [3.0, 30.0])
+def test_load_is_averaged_over_the_models_own_time_and_told_more_often(seconds: float) -> None:
+    """Serve warns of an average over less than one report."""
+    model = ModelSettings(id="m", source="/m", autoscaling=AutoscalingSettings(average_seconds=seconds))
+    config = AutoscalingConfig(**autoscaling_options(model))
+    assert config.metrics_interval_s < config.look_back_period_s == seconds
