@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from cluster.embedded import prepare
+from tests.report import pytest_terminal_summary, report  # noqa: F401  (found here by pytest)
 from tests.serving import serving_environment
 
 # By the clock, hypothesis fails a test of milliseconds on a machine that does other things too.

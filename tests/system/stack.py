@@ -119,18 +119,25 @@ def running_stack(home: Path, model_home: Path, *overrides: str) -> Iterator[Sta
         port = free_port()
         stack = Stack(home, f"http://127.0.0.1:{port}", f"s3://{BUCKET}/prefix", s3.environment)
         config = _write_config(stack, model_home, port)
-        log = (home / "up.log").open("wb")
-        command = [sys.executable, "-m", "cluster.cli", "up", "--config", str(config), *overrides]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            run_id = _wait_ready(process, home)
+        with running_up(home, config, environment, *overrides):
             yield stack
-        finally:
-            _stop(process, home)
-            log.close()
-        assert process.returncode == 0, f"lorikeet up ended with {process.returncode}:\n{_tail(home)}"
-        left = of_run(run_id)
-        assert not left, f"lorikeet up left processes behind: {left}"
+
+
+@contextlib.contextmanager
+def running_up(home: Path, config: Path, environment: Mapping[str, str], *overrides: str) -> Iterator[None]:
+    """`lorikeet up` of `config` with home `home`, from when it is ready until Ctrl-C has stopped it; checks that no process is left."""
+    log = (home / "up.log").open("wb")
+    command = [sys.executable, "-m", "cluster.cli", "up", "--config", str(config), *overrides]
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        run_id = _wait_ready(process, home)
+        yield
+    finally:
+        _stop(process, home)
+        log.close()
+    assert process.returncode == 0, f"lorikeet up ended with {process.returncode}:\n{_tail(home)}"
+    left = of_run(run_id)
+    assert not left, f"lorikeet up left processes behind: {left}"
 
 
 def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
