@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from adapters_store.base_model import read_profile
 from adapters_store.validate import Fit, inspect
 from tests.system.fit_adapters import ATTENTION, BF16, F16, F32, FEED_FORWARD, FIT_ADAPTERS, write_fit_adapters
-from tests.system.stack import BASE, BASE_MAX_RANK, MAX_UPLOAD_BYTES
+from tests.system.stack import BASE, MAX_RANKS, MAX_UPLOAD_BYTES, TINY
+from tests.tiny import make_tiny_llama
 
 
 def test_they_are_of_every_kind_that_is_promised() -> None:
@@ -20,8 +23,13 @@ def test_they_are_of_every_kind_that_is_promised() -> None:
     assert {True, False} == {bool(adapter.fields.get("use_rslora")) for adapter in kinds}
 
 
-def test_they_get_in_as_the_test_stack_is_set(embedded_model: Path, tmp_path: Path) -> None:
-    base = read_profile(embedded_model, id=BASE, names=(), max_rank=BASE_MAX_RANK, adaptable=None)
-    for name, folder in write_fit_adapters(tmp_path, embedded_model, BASE).items():
-        assert inspect(folder, [base]) == Fit(BASE, FIT_ADAPTERS[name].rank), name
+@pytest.mark.parametrize("base", [BASE, TINY])
+def test_they_get_in_as_the_test_stack_is_set(base: str, embedded_model: Path, tmp_path: Path) -> None:
+    model = embedded_model
+    if base == TINY:
+        model = tmp_path / TINY
+        make_tiny_llama(model, embedded_model)
+    profile = read_profile(model, id=base, names=(), max_rank=MAX_RANKS[base], adaptable=None)
+    for name, folder in write_fit_adapters(tmp_path / "fit", base, model).items():
+        assert inspect(folder, [profile]) == Fit(base, FIT_ADAPTERS[name].rank), name
         assert sum(file.stat().st_size for file in folder.iterdir()) < MAX_UPLOAD_BYTES - 4096

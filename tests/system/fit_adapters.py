@@ -1,4 +1,4 @@
-"""Adapters of every kind that is served, for the embedded model: `test_fit_matrix.py` holds their answers against transformers + peft.
+"""Adapters of every kind that is served, for the two models of the test stack: `test_fit_matrix.py` holds their answers against peft's.
 
 PEFT says which tensors an adapter has, and writes its config; the values are random, seeded by the adapter's name. Each file is below the
 test stack's upload limit of 8 MiB.
@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tests.system.stack import BASE, MAX_RANKS, TINY
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -35,14 +37,19 @@ class FitAdapter:
     effect: float = 0.15
     fields: Mapping[str, Any] = field(default_factory=dict)
 
-    def config(self, base_name: str) -> LoraConfig:
+    @property
+    def base(self) -> str:
+        """The embedded model, wherever it takes so high a rank."""
+        return BASE if self.rank <= MAX_RANKS[BASE] else TINY
+
+    def config(self) -> LoraConfig:
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=targets,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base_name,
+            base_model_name_or_path=self.base,
             inference_mode=True,
             **self.fields,
         )
@@ -69,27 +76,33 @@ FIT_ADAPTERS = {
     "all-listed-rank-1": FitAdapter(1, 1, (*ATTENTION, *FEED_FORWARD), effect=0.1),
     "pattern-rank-64": FitAdapter(64, 64, r".*\.(q|v)_proj", BF16),
     "pattern-of-layers-rank-16-rslora": FitAdapter(16, 0.5, r"model\.layers\.1\d\.mlp\.(up|down)_proj", fields=RSLORA),
-    "whole-names-rank-64": FitAdapter(64, 128, ("model.layers.2.self_attn.v_proj", "model.layers.20.mlp.gate_proj"), effect=0.4),
-    "first-layers-rank-32": FitAdapter(32, 16, ("q_proj", "o_proj"), fields={"layers_to_transform": [0, 1, 2, 3, 4, 5]}),
-    "one-layer-rank-32": FitAdapter(
-        32, 0.5, (*ATTENTION, *FEED_FORWARD), F16, effect=0.4, fields={"layers_to_transform": 12, "layers_pattern": "layers"}
+    "whole-names-rank-64": FitAdapter(64, 128, ("model.layers.0.self_attn.v_proj", "model.layers.0.mlp.gate_proj"), effect=0.4),
+    "first-layers-rank-16": FitAdapter(16, 16, ("q_proj", "o_proj"), fields={"layers_to_transform": [0, 1, 2, 3, 4, 5]}),
+    "one-layer-rank-16": FitAdapter(
+        16, 0.5, (*ATTENTION, *FEED_FORWARD), F16, effect=0.4, fields={"layers_to_transform": 12, "layers_pattern": "layers"}
     ),
     "exclusions-rank-8": FitAdapter(8, 4, "all-linear", F16, effect=0.1, fields={"exclude_modules": ["down_proj", "layers.0.mlp.up_proj"]}),
 }
 
 
-def write_fit_adapters(home: Path, base_folder: Path, base_name: str) -> Mapping[str, Path]:
-    """Write every adapter into a folder of its own under `home`; name -> folder. The same files each time."""
+def fit_adapters_of(base: str) -> list[str]:
+    """The names of those for one model."""
+    return [name for name, adapter in FIT_ADAPTERS.items() if adapter.base == base]
+
+
+def write_fit_adapters(home: Path, base_name: str, base_folder: Path) -> Mapping[str, Path]:
+    """Write every adapter for one model into a folder of its own under `home`; name -> folder. The same files each time."""
     deviations = _deviations(base_folder)
     with torch.device("meta"):  # names and shapes alone
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder))
     base.name_or_path = base_name
-    for name, adapter in FIT_ADAPTERS.items():
-        config = adapter.config(base_name)
+    for name in fit_adapters_of(base_name):
+        adapter = FIT_ADAPTERS[name]
+        config = adapter.config()
         config.save_pretrained(home / name)  # before PEFT replaces what it says, `all-linear` by all their names
         tensors = _tensors(adapter, _shapes(base, config), deviations, seed=zlib.crc32(name.encode()))
         save_file(tensors, home / name / "adapter_model.safetensors", metadata={"format": "pt"})
-    return {name: home / name for name in FIT_ADAPTERS}
+    return {name: home / name for name in fit_adapters_of(base_name)}
 
 
 def _shapes(base: PreTrainedModel, config: LoraConfig) -> Mapping[str, torch.Size]:

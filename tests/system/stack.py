@@ -40,8 +40,10 @@ BASE = "smollm2-135m"
 TINY = "tiny"
 SLOTS = 2  # max_loras: fewer than the demo adapters, so that slots are always fought for
 ROOM = 4  # max_cpu_loras
-MAX_RANK = 16  # of the tiny model
-BASE_MAX_RANK = 64  # of the embedded one, so that adapters of every usual rank are served
+MAX_RANKS = {
+    BASE: 16,
+    TINY: 64,
+}  # every adapter in a batch costs as if it had the highest rank: that is for the model where it costs little
 CPUS = 0.5  # of each; an engine has one thread all the same, and a model that a test adds finds room on two cores
 CONTEXT = 1024  # max_model_len of both
 MAX_UPLOAD_BYTES = 8 << 20
@@ -158,14 +160,14 @@ def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
             "id": BASE,
             "source": "embedded",
             "engine": {**engine, **tools, "max_num_seqs": 64},
-            "lora": {**lora, "max_rank": BASE_MAX_RANK},
+            "lora": {**lora, "max_rank": MAX_RANKS[BASE]},
             "environment": environment,
         },
         {
             "id": TINY,
             "source": str(stack.tiny_folder),
             "engine": {**engine, "max_num_seqs": 512, "num_gpu_blocks_override": TINY_BLOCKS},
-            "lora": {**lora, "max_rank": MAX_RANK},
+            "lora": {**lora, "max_rank": MAX_RANKS[TINY]},
             "environment": environment,
         },
     ]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.system.asking import Answer, ask, user
-from tests.system.fit_adapters import FIT_ADAPTERS, write_fit_adapters
-from tests.system.stack import BASE, ROOM, Stack
+from tests.system.fit_adapters import FIT_ADAPTERS, fit_adapters_of, write_fit_adapters
+from tests.system.stack import BASE, ROOM, TINY, Stack
 from tests.tiny import references
 
 TOKENS = 32
@@ -31,7 +31,8 @@ Reference = Mapping[str, list[list[int]]]  # name -> token ids for each chat
 @pytest.fixture(scope="module")
 def adapters(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Every fit adapter, published: name -> the folder it was published from."""
-    folders = write_fit_adapters(tmp_path_factory.mktemp("fit"), stack.base_folder, BASE)
+    home = tmp_path_factory.mktemp("fit")
+    folders = {name: folder for base, model in _models(stack).items() for name, folder in write_fit_adapters(home, base, model).items()}
     with ThreadPoolExecutor(PUSHES_AT_ONCE) as threads:
         list(threads.map(lambda name: stack.push(folders[name], f"{OWNER}/{name}"), folders))
     return folders
@@ -42,8 +43,15 @@ def answers(stack: Stack, adapters: Mapping[str, Path], one_thread: None) -> tup
     """What is served, and what transformers + peft say; both at once, one core for each."""
     with ThreadPoolExecutor(1) as thread:
         served = thread.submit(asyncio.run, _ask_all(stack, list(adapters)))
-        expected = references(stack.base_folder, [None, *adapters.values()], CHATS, TOKENS)
-        return served.result(), dict(zip([BASE, *adapters], expected, strict=True))
+        expected: dict[str, list[list[int]]] = {}
+        for base, model in _models(stack).items():
+            names = fit_adapters_of(base)
+            expected |= zip([base, *names], references(model, [None, *map(adapters.get, names)], CHATS, TOKENS), strict=True)
+        return served.result(), expected
+
+
+def _models(stack: Stack) -> Mapping[str, Path]:
+    return {BASE: stack.base_folder, TINY: stack.tiny_folder}
 
 
 async def _ask_all(stack: Stack, names: list[str]) -> Served:
@@ -68,5 +76,7 @@ def test_a_fit_adapter_is_served_as_peft_answers(answers: tuple[Served, Referenc
 
 def test_every_fit_adapter_answers_differently_so_that_one_left_out_would_show(answers: tuple[Served, Reference]) -> None:
     _, reference = answers
-    for number in range(len(CHATS)):
-        assert len({tuple(expected[number]) for expected in reference.values()}) == len(reference)
+    for base in (BASE, TINY):
+        names = [base, *fit_adapters_of(base)]
+        for number in range(len(CHATS)):
+            assert len({tuple(reference[name][number]) for name in names}) == len(names)

@@ -16,7 +16,7 @@ import pytest
 from adapters_store.objects import ObjectStore
 from tests.adapters_store.adapters import module_sizes, write_adapter
 from tests.system.refused import assert_refused
-from tests.system.stack import MAX_RANK, MAX_UPLOAD_BYTES, TINY, Stack
+from tests.system.stack import MAX_RANKS, MAX_UPLOAD_BYTES, TINY, Stack
 from tests.tiny import make_random_adapter
 from tests.uploading import files_of, in_folder, parts, tar_gz, zipped
 
@@ -117,8 +117,8 @@ def test_every_fault_is_told_at_once(stack: Stack, http: httpx.Client, good: Fil
 
 
 def test_a_rank_above_the_limit_is_refused(stack: Stack, http: httpx.Client, tmp_path: Path) -> None:
-    make_random_adapter(tmp_path, stack.tiny_folder, seed=1, rank=2 * MAX_RANK, base_name=TINY)
-    says = f"r is {2 * MAX_RANK}, base {TINY} takes up to {MAX_RANK}: train with a lower r, or raise lora.max_rank"
+    make_random_adapter(tmp_path, stack.tiny_folder, seed=1, rank=2 * MAX_RANKS[TINY], base_name=TINY)
+    says = f"r is {2 * MAX_RANKS[TINY]}, base {TINY} takes up to {MAX_RANKS[TINY]}: train with a lower r, or raise lora.max_rank"
     assert_refused(stack, post(http, files_of(tmp_path)), 400, says)
 
 
