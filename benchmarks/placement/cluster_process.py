@@ -51,6 +51,7 @@ def _deploy(address: str, settings: Settings, gateways: dict[str, int]) -> None:
     from benchmarks.placement.replica import NodeReplica
     from configs.load import home, store_url
     from deployments import app, record
+    from deployments.identity import gateway_arguments
     from deployments.names import app_of
     from deployments.record import Deployed
 
@@ -65,7 +66,7 @@ def _deploy(address: str, settings: Settings, gateways: dict[str, int]) -> None:
     targets = [serve.RunTarget(replica.bind(settings=settings, model_id=model.id, **common), name=app_of(model.id), route_prefix=None)]
     for policy, port in gateways.items():
         gateway = app._gateway_deployment(settings).options(func_or_class=PolicyGateway)
-        bound = gateway.bind(settings=settings, policy=policy, port=port, **common)
+        bound = gateway.bind(settings=gateway_arguments(settings), policy=policy, port=port, **common)
         targets.append(serve.RunTarget(bound, name=f"gateway-{policy}", route_prefix=None))
     serve.run_many(targets, wait_for_ingress_deployment_creation=True, wait_for_applications_running=True)
 
