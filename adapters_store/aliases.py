@@ -52,7 +52,7 @@ class Aliases:
 
         Raises:
             NotFound: there is no such alias.
-            Conflict: it never had another version, or that one is retired.
+            Conflict: it never had another version, or that one is retired, or its files are gone.
         """
         found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
         target = ""
@@ -69,6 +69,9 @@ class Aliases:
                 raise Conflict(
                     f"{owner}/{name}@{previous}, which '{alias}' had before, is retired: undelete it, or move the alias to another"
                 )
+            # The history outlives the marks that garbage collection leaves: what is there is asked of the store.
+            if self._versions.get_now(owner, name, previous) is None:
+                raise Conflict(f"the files of {owner}/{name}@{previous}, which '{alias}' had before, were removed: move it to another")
             target = previous
             return before.pointing(alias, previous, by=by, why=ROLLBACK)
 

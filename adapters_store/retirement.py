@@ -106,6 +106,9 @@ class Retirement:
             if before.deleted is None:
                 raise Conflict(f"{owner}/{name} is not deleted, or was published again since: undelete single versions of it")
             _refuse_removed(before, f"{owner}/{name}", before.deleted.versions)
+            # The marks of a removal are dropped after a while, `deleted` is not: what is there is asked of the store.
+            if any(self._versions.get_now(owner, name, version) is None for version in before.deleted.versions):
+                raise _were_removed(f"{owner}/{name}")
             retired = {version: when for version, when in before.retired.items() if version not in before.deleted.versions}
             back = before.with_aliases(dict(before.deleted.aliases), by=by, why=UNDELETE)
             return replace(back, retired=retired, deleted=None)
@@ -133,4 +136,8 @@ def _withdrawn(before: Pointers, version: str | None = None) -> Pointers:
 
 def _refuse_removed(pointers: Pointers, what: str, versions: Iterable[str]) -> None:
     if any(version in pointers.removing or version in pointers.removed for version in versions):
-        raise Conflict(f"the files of {what} were removed after the grace period: publish it again")
+        raise _were_removed(what)
+
+
+def _were_removed(what: str) -> Conflict:
+    return Conflict(f"the files of {what} were removed after the grace period: publish it again")

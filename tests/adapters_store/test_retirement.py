@@ -134,6 +134,37 @@ def test_a_deleted_adapter_is_collected_and_can_be_published_again(store: Object
     assert registry.read(REF).version == one
 
 
+def collect_and_forget(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage is collected, and again a day later, when the marks of the first time are dropped."""
+    collect(registry)
+    monkeypatch.setattr(garbage, "REMOVED_KEPT_SECONDS", 0.0)
+    collect(registry)
+
+
+def test_rolling_back_to_what_was_collected_long_ago_moves_nothing(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = publish("one"), publish("two")
+    registry.retirement.retire_version("acme", "support", one)
+    collect_and_forget(registry, monkeypatch)
+    with pytest.raises(Conflict, match="were removed"):
+        registry.aliases.roll_back("acme", "support", by=BY)
+    assert registry.read(REF).version == two
+
+
+def test_an_adapter_that_was_collected_long_ago_is_not_undeleted(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("one")
+    registry.retirement.retire("acme", "support", by=BY)
+    collect_and_forget(registry, monkeypatch)
+    with pytest.raises(Conflict, match="were removed"):
+        registry.retirement.undelete("acme", "support", by=BY)
+    with pytest.raises(NotFound):
+        registry.describe("acme", "support")
+    assert [move.why for move in registry.aliases.history("acme", "support")] == ["retire", "publish"]
+
+
 def test_files_of_a_dead_upload_are_collected_when_they_are_old(store: ObjectStore, registry: Registry, publish: Publish) -> None:
     publish("one")
     store.put(file_key("acme", "support", "a" * 64, "adapter_config.json"), b"{}")
