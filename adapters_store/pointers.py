@@ -94,6 +94,10 @@ class Pointers:
             history=trimmed((*self.history, *moved), aliases),
         )
 
+    def passing_over(self, copied: Mapping[str, str]) -> Pointers:
+        """With the files that lie copied under the name (their etags) taken for looked at: who moves `production` comes after them."""
+        return self if not copied or copied == self.adopted else replace(self, adopted=dict(copied), adopted_version=None)
+
     def noting(self, alias: str, *, by: Actor, why: str, note: str) -> Pointers:
         """With an entry in the history that says what happened to `alias`, which stays where it is."""
         version = self.aliases.get(alias)

@@ -151,6 +151,10 @@ class Registry:
         beside = self._tried(ModelRef(owner, name, alias, None), pointers, canary)
         return (adapter, beside) if beside is not None else (adapter,)
 
+    def served(self, owner: str, name: str, version: str) -> Adapter:
+        """One version, by its digest or a unique prefix of it, for who is about to point at it: raises as `read`, and adopts nothing."""
+        return self._version_of(ModelRef(owner, name, None, version), self._lookup.peek(owner, name))
+
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
         pointers = self._lookup.look(check_segment("owner", owner), check_segment("name", name)).pointers
@@ -233,7 +237,7 @@ class Registry:
         """What publishing this version's files again would do, without them; None where the version is not there or not served."""
         labels.tags_after({})
         try:
-            adapter = self.read(ModelRef(owner, name, None, version))
+            adapter = self.served(owner, name, version)
         except NotReady:
             adapter = self._versions.find(owner, name, version)
         except NotFound:
@@ -270,15 +274,11 @@ class _Moves:
         self.held = hold
         if hold:
             self.moved = False
-            return self._adopting(labelled.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time())))
+            return labelled.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time())).passing_over(self.copied)
         if self.alias is None:
             return replace(labelled, retired=without(labelled.retired, adapter.version))
         self.moved = labelled.aliases.get(self.alias) != adapter.version
-        after = labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH)
-        return self._adopting(after)
-
-    def _adopting(self, after: Pointers) -> Pointers:
-        return after if not self.copied or self.copied == after.adopted else replace(after, adopted=self.copied, adopted_version=None)
+        return labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH).passing_over(self.copied)
 
 
 def _is_hidden(pointers: Pointers) -> bool:

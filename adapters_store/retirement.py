@@ -77,14 +77,14 @@ class Retirement:
         """Let no new request have any version of this adapter; its aliases are gone. Publishing to the name begins anew."""
         check_segment("owner", owner)
         check_segment("name", name)
-        self._lookup.look(owner, name)
+        found = self._lookup.peek(owner, name)
         every = [adapter.version for adapter in self._versions.all(owner, name)]
         copied = self._lookup.copied_now(owner, name)
 
         def change(before: Pointers) -> Pointers:
             now = time.time()
             served = [version for version in {*every, *before.aliases.values()} if not before.is_gone(version)]
-            if not served and not before.pending:
+            if not served and not before.pending and not found.awaits_adoption:
                 raise unknown_adapter(owner, name)
             gone = _withdrawn(before.with_aliases({}, by=by, why=RETIRE))
             retired = {**gone.retired, **dict.fromkeys(served, now)}
@@ -100,7 +100,7 @@ class Retirement:
         Raises:
             Conflict: it is not deleted, was published again since, or its files are gone.
         """
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
 
         def change(before: Pointers) -> Pointers:
             if before.deleted is None:
@@ -117,7 +117,7 @@ class Retirement:
         logger.info("adapter_undeleted", extra={"adapter": f"{owner}/{name}"})
 
     def _find(self, owner: str, name: str, version: str) -> Adapter:
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         return self._versions.find(owner, name, check_version(version))
 
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> None:
