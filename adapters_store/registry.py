@@ -273,8 +273,10 @@ class _Moves:
         labelled = before.labelled(self.labels)
         self.held = hold
         if hold:
+            # What a name is served under changes with what it serves. One that serves nothing yet is hidden from the start.
+            now, later = (before, self.labels) if before.serves else (labelled, NO_CHANGE)
             self.moved = False
-            return labelled.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time())).passing_over(self.copied)
+            return now.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time(), later)).passing_over(self.copied)
         if self.alias is None:
             return replace(labelled, retired=without(labelled.retired, adapter.version))
         self.moved = labelled.aliases.get(self.alias) != adapter.version

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.adapter import Adapter
 from adapters_store.errors import InternalError, InvalidAdapter
 from adapters_store.names import ModelRef
 from adapters_store.validate import Fit
@@ -42,6 +43,13 @@ async def push(running: Gateway, upload: dict[str, bytes], query: str = "") -> t
 
 async def ask(running: Gateway, model: str = "acme/support") -> int:
     return (await running.client.post(CHATS, json={**CHAT, "model": model})).status_code
+
+
+def adapter_of(running: Gateway, body: dict[str, object]) -> Adapter:
+    """The version that an upload answered with."""
+    found = running.services.registry.admissions.of("acme", "support", str(body["version"])).adapter
+    assert found is not None
+    return found
 
 
 async def until_status(running: Gateway, url: str, status: str) -> None:
@@ -141,6 +149,57 @@ async def test_a_version_is_warm_where_it_will_be_asked_for_before_it_is_served(
     admitting.engine.adapted = BASE_ROWS
     await push(admitting, files(b"three"))
     assert len(admitting.warmer.succeeded) == 1, "what is rejected is loaded nowhere else"
+
+
+async def labels(running: Gateway) -> tuple[object, object]:
+    shown = (await running.client.get(URL)).json()
+    return shown["tags"], shown["visibility"]
+
+
+async def test_labels_of_a_pending_version_come_with_it(admitting: Gateway) -> None:
+    await push(admitting, files(), "?tag=task=chat")
+    admitting.states[BASE] = "asleep"
+    status, _ = await push(admitting, files(b"two"), "?tag=task=summary&visibility=private")
+    assert (status, await labels(admitting)) == (202, ({"task": "chat"}, "public")), "the old version is served, under the old labels"
+    await push(admitting, files(b"two"))
+    admitting.states[BASE] = "ready"
+    await push(admitting, files(b"two"))
+    assert await labels(admitting) == ({"task": "summary"}, "private")
+
+
+async def test_a_rejected_version_changes_no_labels(admitting: Gateway) -> None:
+    await push(admitting, files(), "?tag=task=chat")
+    admitting.engine.adapted = BASE_ROWS
+    status, _ = await push(admitting, files(b"two"), "?tag=task=summary&visibility=private")
+    assert (status, await labels(admitting)) == (400, ({"task": "chat"}, "public"))
+
+
+async def test_a_name_that_serves_nothing_yet_is_hidden_from_the_start(admitting: Gateway) -> None:
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files(), "?tag=task=chat&visibility=private")
+    assert await labels(admitting) == ({"task": "chat"}, "private")
+
+
+async def test_labels_of_what_waited_do_not_undo_later_ones(admitting: Gateway) -> None:
+    await push(admitting, files())
+    admitting.states[BASE] = "asleep"
+    _, first = await push(admitting, files(b"two"), "?tag=task=first&tag=kept=yes&visibility=public")
+    _, second = await push(admitting, files(b"three"), "?tag=task=second")
+    await admitting.client.patch(URL, json={"visibility": "private"})
+    for body in (second, first):
+        admitting.services.registry.admissions.admit(adapter_of(admitting, body))
+    assert await labels(admitting) == ({"task": "second", "kept": "yes"}, "private")
+
+
+async def test_tags_that_have_no_room_any_more_do_not_keep_a_version_from_being_served(admitting: Gateway) -> None:
+    await push(admitting, files())
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files(b"two"), "?tag=one=more&visibility=private")
+    many = {f"tag{number}": "x" for number in range(16)}
+    assert (await admitting.client.patch(URL, json={"tags": many})).status_code == 200
+    admitting.states[BASE] = "ready"
+    assert (await push(admitting, files(b"two")))[0] == 200
+    assert await labels(admitting) == (many, "private")
 
 
 async def test_an_engine_that_fails_on_a_version_rejects_it(admitting: Gateway) -> None:
