@@ -41,6 +41,7 @@ class Admission:
     adapter: Adapter | None
     reasons: tuple[str, ...] = ()
     alias: str | None = None  # of a pending one: what will point at it
+    aliases: tuple[str, ...] = ()  # of a ready one: what points at it
     digest: str = ""  # of one that was not stored
     at: float = 0.0  # since when it waits, or when it was rejected: seconds since the epoch
 
@@ -58,17 +59,22 @@ class Admissions:
         self._pointer_files = pointer_files
         self._index = index
 
-    def admit(self, adapter: Adapter) -> bool:
-        """Serve a version that waited, and point the alias at it that it is for. False when it waits no more: somebody was quicker."""
+    def admit(self, adapter: Adapter) -> Admission:
+        """Serve a version that waited, and point the alias at it that it is for; what it is then.
+
+        When it waits no more, somebody was quicker, and theirs is the outcome. Raises NotFound when it was taken away.
+        """
         before, after = self._change(adapter.owner, adapter.name, lambda pointers: pointers.admitting(adapter.version))
         self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
-        admitted = adapter.version in before.pending
-        if admitted:
+        if adapter.version in before.pending:
             logger.info("version_admitted", extra={"adapter": adapter.exact_name, "alias_moved": before.aliases != after.aliases})
-        return admitted
+        return _admission(adapter, after)
 
-    def reject(self, adapter: Adapter, reasons: Sequence[str]) -> None:
-        """Never serve a version that waited. Its files go with the next collection of garbage after the grace period."""
+    def reject(self, adapter: Adapter, reasons: Sequence[str]) -> Admission:
+        """Never serve a version that waited; what it is then, as `admit`.
+
+        Its files go with the next collection of garbage after the grace period.
+        """
 
         def change(pointers: Pointers) -> Pointers:
             pending = pointers.pending.get(adapter.version)
@@ -76,9 +82,11 @@ class Admissions:
                 return pointers
             return pointers.rejecting(adapter.version, Rejected(tuple(reasons), pending.by, time.time()), stored=True)
 
-        self._change(adapter.owner, adapter.name, change)
+        before, after = self._change(adapter.owner, adapter.name, change)
         self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
-        logger.warning("version_rejected", extra={"adapter": adapter.exact_name, "reasons": len(reasons)})  # they may quote prompts
+        if adapter.version in before.pending:
+            logger.warning("version_rejected", extra={"adapter": adapter.exact_name, "reasons": len(reasons)})  # they may quote prompts
+        return _admission(adapter, after)
 
     def refuse(self, owner: str, name: str, version: str, reasons: Sequence[str], *, by: Actor) -> None:
         """Remember why an upload's files were refused before any was stored. What is stored under that digest is as it was."""
@@ -96,13 +104,7 @@ class Admissions:
         told = remembered(pointers.rejected, pointers.retired)
         if (found := _by_prefix(told, version)) is not None:
             return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, digest=found, at=told[found].at)
-        adapter = self._versions.find(owner, name, version)
-        pending = pointers.pending.get(adapter.version)
-        if pending is not None:
-            return Admission(PENDING, adapter, alias=pending.alias, at=pending.at)
-        if pointers.is_gone(adapter.version):
-            raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
-        return Admission(READY, adapter)
+        return _admission(self._versions.find(owner, name, version), pointers)
 
     def golden(self, adapter: Adapter) -> tuple[Golden, ...]:
         """The prompts that a version is tried with, from its own settings in the store."""
@@ -139,6 +141,18 @@ class Admissions:
         after, _ = self._pointer_files.update(owner, name, seeing)
         self._index.refresh(owner, name)
         return seen, after
+
+
+def _admission(adapter: Adapter, pointers: Pointers) -> Admission:
+    """What a version that is stored is, by these pointers. Raises NotFound."""
+    version = adapter.version
+    if (rejected := pointers.rejected.get(version)) is not None:
+        return Admission(REJECTED, adapter, rejected.reasons, digest=version, at=rejected.at)
+    if (pending := pointers.pending.get(version)) is not None:
+        return Admission(PENDING, adapter, alias=pending.alias, at=pending.at)
+    if pointers.is_gone(version):
+        raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
+    return Admission(READY, adapter, aliases=tuple(sorted(alias for alias, other in pointers.aliases.items() if other == version)))
 
 
 def _by_prefix(told: Mapping[str, Rejected], version: str) -> str | None:

@@ -49,13 +49,14 @@ logger = logging.getLogger(__name__)
 class Published:
     """`created` is False when the same content was a version already; `alias_moved` when the alias pointed there already.
 
-    A `pending` one waits to be tried on a replica, and its alias with it.
+    A `pending` one waits to be tried on a replica, and its alias with it. `alias` is the one that points at it now, of what was asked for.
     """
 
     adapter: Adapter
     created: bool
     alias_moved: bool
     pending: bool = False
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ class Registry:
     def _published(self, adapter: Adapter, created: bool, moves: _Moves) -> Published:
         told = {"is_new": created, "alias": moves.alias, "alias_moved": moves.moved, "pending": moves.held}
         logger.info("published", extra={"adapter": adapter.exact_name, **told})
-        return Published(adapter, created, moves.moved, moves.held)
+        return Published(adapter, created, moves.moved, moves.held, None if moves.held else moves.alias)
 
     def _moves(self, owner: str, name: str, by: Actor, alias: str | None, labels: LabelChange) -> _Moves:
         # A publish comes after whatever was copied before it: the copied files do not take `production` back.

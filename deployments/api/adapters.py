@@ -40,7 +40,7 @@ async def upload_version(
         else:
             files = await receive_adapter(request, folder, services.settings.uploads, services.threads)
         published = await publish_folder(services, files, Wanted(owner, name, caller.actor, labels, alias))
-    return published_response(published, alias)
+    return published_response(published)
 
 
 @router.get("", summary="List adapters")

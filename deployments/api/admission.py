@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters_store.adapter import Adapter
-from adapters_store.admissions import PENDING, READY, REJECTED, Admission
+from adapters_store.admissions import PENDING, REJECTED, Admission
 from adapters_store.errors import InternalError, LorikeetError, NotFound, NotReady, Overloaded, Unavailable
 from adapters_store.registry import Registry
 from deployments.api import tryout
@@ -115,12 +115,14 @@ class Tryouts:
                     reasons = await tryout.faults(self._asking(adapter), adapter, golden)
             except TimeoutError:
                 raise Unavailable(f"trying {adapter.exact_name} took longer than {self._timeout_seconds:g} s") from None
-        if reasons:
-            await self._run(lambda: admissions.reject(adapter, reasons))
-            return Admission(REJECTED, adapter, tuple(reasons))
-        await self._warm(adapter)
-        await self._run(lambda: admissions.admit(adapter))
-        return Admission(READY, adapter)
+        # Another gateway may have been quicker: what the store holds afterwards is the outcome.
+        try:
+            if reasons:
+                return await self._run(lambda: admissions.reject(adapter, reasons))
+            await self._warm(adapter)
+            return await self._run(lambda: admissions.admit(adapter))
+        except NotFound:
+            return Admission(REJECTED, adapter, ("it was taken away while it was tried: publish it again.",))
 
     async def _warm(self, adapter: Adapter) -> None:
         """Have replicas load it where the version is in use whose place it takes."""

@@ -132,9 +132,9 @@ async def commit_upload(
         if version is None:
             raise
         adapter = await services.run(lambda: services.registry.read(ModelRef(owner, name, None, version)))
-        return published_response(Published(adapter, created=False, alias_moved=False), alias)
+        return published_response(Published(adapter, created=False, alias_moved=False, alias=alias))
     wanted = Wanted(owner, name, caller.actor, labels, alias)
-    return published_response(await resumable.commit(upload, lambda: _publish(services, session, wanted)), alias)
+    return published_response(await resumable.commit(upload, lambda: _publish(services, session, wanted)))
 
 
 @router.delete(_UPLOAD, summary="Cancel a resumable upload")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from adapters_store.adapter import Adapter
+from adapters_store.admissions import Admissions
 from adapters_store.errors import InternalError, InvalidAdapter
+from adapters_store.history import Actor
 from adapters_store.names import ModelRef
+from adapters_store.own_settings import Golden
 from adapters_store.validate import Fit
 from deployments.api import admission
 from tests.deployments.gateway import BASE, CHAT, Gateway, gateway
@@ -149,6 +152,57 @@ async def test_a_version_is_warm_where_it_will_be_asked_for_before_it_is_served(
     admitting.engine.adapted = BASE_ROWS
     await push(admitting, files(b"three"))
     assert len(admitting.warmer.succeeded) == 1, "what is rejected is loaded nowhere else"
+
+
+def meanwhile(running: Gateway, happens: Callable[[Admissions, Adapter], object]) -> None:
+    """Have another gateway be quicker: `happens` when the next trial here has begun."""
+    admissions = running.services.registry.admissions
+    golden = admissions.golden
+
+    def late(adapter: Adapter) -> tuple[Golden, ...]:
+        admissions.golden = golden  # type: ignore[method-assign]
+        happens(admissions, adapter)
+        return golden(adapter)
+
+    admissions.golden = late  # type: ignore[method-assign]
+
+
+async def test_what_another_gateway_rejected_is_told_as_rejected(admitting: Gateway) -> None:
+    meanwhile(admitting, lambda admissions, adapter: admissions.reject(adapter, ["it is worse elsewhere."]))
+    status, body = await push(admitting, files())
+    assert status == 400 and "worse elsewhere" in body["error"]["message"]
+    assert await ask(admitting) == 404
+
+
+async def test_what_another_gateway_admitted_is_told_as_ready(admitting: Gateway) -> None:
+    admitting.engine.error = InternalError("a bad day here")
+    meanwhile(admitting, lambda admissions, adapter: admissions.admit(adapter))
+    status, body = await push(admitting, files())
+    assert (status, body["status"], body["aliases"]) == (201, "ready", ["production"])
+
+
+async def test_an_alias_that_has_moved_on_is_not_claimed(admitting: Gateway) -> None:
+    _, first = await push(admitting, files())
+
+    def admit_and_move(admissions: Admissions, adapter: Adapter) -> None:
+        admissions.admit(adapter)
+        admitting.services.registry.aliases.move("acme", "support", "production", str(first["version"]), by=Actor("k"))
+
+    meanwhile(admitting, admit_and_move)
+    status, body = await push(admitting, files(b"two"))
+    assert (status, body["status"], body["aliases"]) == (201, "ready", [])
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["withdrawn", "admitted, then retired"])
+async def test_a_version_that_is_taken_away_while_it_is_tried_is_not_told_as_ready(admitting: Gateway, gone: bool) -> None:
+    def take_away(admissions: Admissions, adapter: Adapter) -> None:
+        if gone:
+            admissions.admit(adapter)
+        admitting.services.registry.retirement.retire("acme", "support", by=Actor("k"))
+
+    meanwhile(admitting, take_away)
+    status, body = await push(admitting, files())
+    assert status == 400 and ("retired" if not gone else "taken away") in body["error"]["message"]
 
 
 async def labels(running: Gateway) -> tuple[object, object]:
