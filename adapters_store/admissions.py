@@ -15,20 +15,22 @@ from dataclasses import dataclass
 
 from adapters_store.adapter import Adapter
 from adapters_store.admission import Rejected, remembered
-from adapters_store.errors import InternalError, NotFound
+from adapters_store.errors import InternalError, LorikeetError, NotFound, StoreUnavailable
 from adapters_store.history import Actor
 from adapters_store.index import Index
 from adapters_store.layout import PENDING_PREFIX, file_key, pending_key
-from adapters_store.names import check_segment
+from adapters_store.names import check_segment, check_version
 from adapters_store.objects import ObjectStore
 from adapters_store.own_settings import SETTINGS_FILE, Golden, parse_settings
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers
+from adapters_store.recent import Recent
 from adapters_store.versions import Versions
 
 READY, PENDING, REJECTED = "ready", "pending", "rejected"
 
 LOOKED_AT = 200  # that wait, in one look
+TOLD_KEPT = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Admissions:
         self._versions = versions
         self._pointer_files = pointer_files
         self._index = index
+        self._told: Recent[str, bool] = Recent(TOLD_KEPT)  # markers that could not be read about
 
     def admit(self, adapter: Adapter) -> Admission:
         """Serve a version that waited, and point the alias at it that it is for; what it is then.
@@ -116,18 +119,31 @@ class Admissions:
             raise InternalError(f"{SETTINGS_FILE} of {adapter.exact_name} is damaged in the store")
         return tuple(parse_settings(data).golden)
 
-    def waiting(self) -> list[Adapter]:
-        """Versions that wait to be tried, those of at most `LOOKED_AT` markers."""
-        found: list[Adapter] = []
-        for info in self._store.list(PENDING_PREFIX, limit=LOOKED_AT).objects:
-            owner, name, version = info.key.removeprefix(PENDING_PREFIX).split("/")
-            pointers, _ = self._pointer_files.read(owner, name)
-            adapter = self._versions.get(owner, name, version)
-            if version not in pointers.pending or adapter is None:
-                self._store.delete(info.key)
-            else:
-                found.append(adapter)
-        return found
+    def waiting(self, after: str | None = None) -> tuple[list[Adapter], str | None]:
+        """Versions that wait to be tried, those of the next `LOOKED_AT` markers after `after`, and where to go on; None at the end.
+
+        What cannot be read about one of them is logged, and keeps none of the others from being found. Raises StoreUnavailable.
+        """
+        page = self._store.list(PENDING_PREFIX, start_after=after, limit=LOOKED_AT)
+        found = (self._waits(info.key) for info in page.objects)
+        return [adapter for adapter in found if adapter is not None], page.next_token
+
+    def _waits(self, key: str) -> Adapter | None:
+        """The version that a marker says waits, if it does."""
+        try:
+            owner, name, version = key.removeprefix(PENDING_PREFIX).split("/")
+            pointers, _ = self._pointer_files.read(check_segment("owner", owner), check_segment("name", name))
+            adapter = self._versions.get(owner, name, check_version(version))
+            if version in pointers.pending and adapter is not None:
+                return adapter
+            self._store.delete(key)
+        except StoreUnavailable:
+            raise
+        except (LorikeetError, ValueError) as error:
+            if self._told.get(key) is None:  # once: it is looked at every few seconds
+                self._told.put(key, True)
+                logger.warning("pending_marker_ignored", extra={"key": key, "error": str(error)})
+        return None
 
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> tuple[Pointers, Pointers]:
         """The pointers before and after."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -128,6 +129,51 @@ async def test_what_waits_is_tried_as_soon_as_a_replica_is_awake(admitting: Gate
         await until_status(admitting, f"{URL}/versions/{body['version']}", "ready")
     finally:
         task.cancel()
+
+
+@pytest.mark.parametrize("error", [InternalError("its settings are damaged"), RuntimeError("a bug")])
+async def test_a_version_that_cannot_be_tried_holds_up_no_other(
+    admitting: Gateway, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
+    admitting.states[BASE] = "asleep"
+    admissions = admitting.services.registry.admissions
+    uploads = [(await push(admitting, files(weights), f"?alias={weights.decode()}"))[1]["version"] for weights in (b"one", b"two")]
+    bad, good = sorted(map(str, uploads))  # as their markers are looked at
+    golden, tries = admissions.golden, 0
+
+    def failing(adapter: Adapter) -> tuple[Golden, ...]:
+        nonlocal tries
+        if adapter.version != bad:
+            return golden(adapter)
+        tries += 1
+        raise error
+
+    monkeypatch.setattr(admissions, "golden", failing)
+    admitting.states[BASE] = "ready"
+    task = asyncio.create_task(admitting.services.tryouts.keep_trying())
+    try:
+        await until_status(admitting, f"{URL}/versions/{good}", "ready")
+        await asyncio.sleep(1.0)
+    finally:
+        task.cancel()
+    assert 2 <= tries <= 7, "it is tried again, and ever more rarely: not at each of some fifty looks"
+    assert (await admitting.client.get(f"{URL}/versions/{bad}")).json()["status"] == "pending"
+
+
+async def test_a_version_whose_trial_takes_too_long_is_not_tried_again_at_once(admitting: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    admitting.states[BASE] = "asleep"
+    waiting = adapter_of(admitting, (await push(admitting, files()))[1])
+    tryouts, gate = admitting.services.tryouts, threading.Event()
+    monkeypatch.setattr(admitting.services.registry.admissions, "golden", lambda _: gate.wait(20))
+    monkeypatch.setattr(tryouts, "_timeout_seconds", 0.02)
+    admitting.states[BASE] = "ready"
+    assert tryouts._is_due(waiting)
+    await tryouts._try_waiting(waiting)
+    gate.set()
+    assert not tryouts._is_due(waiting)
+    monkeypatch.undo()
+    assert await ask(admitting) == 200, "who asks for it has it tried all the same"
 
 
 async def test_a_later_publish_is_not_undone_by_an_earlier_one_that_waited(admitting: Gateway) -> None:
