@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from adapters_store import admissions
+from adapters_store.adapter import Adapter, version_of
 from adapters_store.errors import StoreUnavailable
 from adapters_store.history import Actor
 from adapters_store.layout import aliases_key, pending_key
+from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
+from adapters_store.versions import hash_files
 from tests.adapters_store.faults import FaultyStore
 
 BY = Actor("key1", "ann", "acme")
@@ -70,3 +73,23 @@ def test_a_store_that_is_away_ends_the_look(local_store: ObjectStore, tmp_path: 
     faulty.down = True
     with pytest.raises(StoreUnavailable):
         registry.admissions.waiting()
+
+
+@pytest.mark.parametrize("found", ["refused", "rejected", "pending"])
+def test_what_is_published_untried_is_served_whatever_was_found_of_it_before(local_store: ObjectStore, tmp_path: Path, found: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_text("weights")
+    trying, plain = Registry(local_store, tries=True), Registry(local_store)
+
+    def publish(through: Registry) -> Adapter:
+        return through.publish(folder, "acme", "support", Fit("base", 4), created_by=BY).adapter
+
+    if found == "refused":
+        plain.admissions.refuse("acme", "support", version_of(hash_files(folder)), ["its rank is too high here."], by=BY)
+    else:
+        adapter = publish(trying)
+        if found == "rejected":
+            trying.admissions.reject(adapter, ["it failed."])
+    published = publish(plain)
+    assert plain.read(ModelRef.parse("acme/support")) == published
