@@ -147,10 +147,14 @@ def waiting_for(found: FoundName, alias: str) -> NotReady | None:
 
 
 def not_served(adapter: Adapter, pointers: Pointers) -> LorikeetError:
-    """Why no request may have a version that is there."""
+    """Why no request may have a version that is there. That one waits or was rejected is its owner's to know, also of a public adapter."""
+    error: LorikeetError
     if adapter.version in pointers.pending:
-        return NotReady(adapter.owner, adapter.name, adapter.version)
-    if adapter.version in pointers.rejected:
+        error = NotReady(adapter.owner, adapter.name, adapter.version)
+    elif adapter.version in pointers.rejected:
         reasons = " ".join(pointers.rejected[adapter.version].reasons)
-        return NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
-    return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+        error = NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
+    else:
+        return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+    error.of_private = True
+    return error

@@ -111,7 +111,7 @@ class Registry:
                 return Resolved(adapter, found.pointers.private)
             return Resolved(adapter, found.pointers.private, *self._beside(ref, found.pointers))
         except (NotFound, InvalidName, NotReady) as error:
-            error.of_private = _is_hidden(found.pointers)
+            error.of_private = error.of_private or _is_hidden(found.pointers)
             raise
 
     def _version_of(self, ref: ModelRef, found: FoundName) -> Adapter:
