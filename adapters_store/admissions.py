@@ -136,6 +136,7 @@ class Admissions:
             adapter = self._versions.get(owner, name, check_version(version))
             if version in pointers.pending and adapter is not None:
                 return adapter
+            self._index.refresh(owner, name)  # whoever left the mark may have died before it came to that
             self._store.delete(key)
         except StoreUnavailable:
             raise

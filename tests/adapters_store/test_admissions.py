@@ -75,6 +75,27 @@ def test_a_store_that_is_away_ends_the_look(local_store: ObjectStore, tmp_path: 
         registry.admissions.waiting()
 
 
+def test_an_admission_that_died_before_the_listing_is_ended_by_the_next_look(
+    store: ObjectStore, registry: Registry, publish: Publish
+) -> None:
+    version = publish("support")
+    dying = FaultyStore(store)
+
+    def die(key: str, data: bytes) -> None:
+        if key.startswith("index"):
+            raise KeyboardInterrupt
+
+    dying.on_put = die
+    ((adapter,), _) = registry.admissions.waiting()
+    with pytest.raises(KeyboardInterrupt):
+        Registry(dying, tries=True).admissions.admit(adapter)
+    assert registry.read(ModelRef.parse("acme/support")).version == version
+    assert registry.list_adapters().items == ()
+    assert registry.admissions.waiting() == ([], None)
+    assert [item.version for item in registry.list_adapters().items] == [version]
+    assert store.list("pending/").objects == ()
+
+
 @pytest.mark.parametrize("found", ["refused", "rejected", "pending"])
 def test_what_is_published_untried_is_served_whatever_was_found_of_it_before(local_store: ObjectStore, tmp_path: Path, found: str) -> None:
     folder = tmp_path / "folder"
