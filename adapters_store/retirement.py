@@ -88,7 +88,8 @@ class Retirement:
                 raise unknown_adapter(owner, name)
             gone = _withdrawn(before.with_aliases({}, by=by, why=RETIRE))
             retired = {**gone.retired, **dict.fromkeys(served, now)}
-            deleted = Deleted(now, dict(before.aliases), tuple(sorted(served)))
+            # What only waited was nothing to give back: what the deletion before it took still is.
+            deleted = Deleted(now, dict(before.aliases), tuple(sorted(served))) if served else before.deleted
             return replace(gone, retired=retired, deleted=deleted, adopted=copied, adopted_version=None)
 
         self._change(owner, name, change)

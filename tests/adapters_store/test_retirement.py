@@ -103,6 +103,18 @@ def test_what_is_not_deleted_or_published_again_is_not_undeleted(registry: Regis
     assert registry.read(REF).version == two
 
 
+def test_deleting_what_only_waited_keeps_what_was_deleted_before(store: ObjectStore, publish: Publish) -> None:
+    trying = Registry(store, tries=True)
+    one = publish("one")
+    trying.retirement.retire("acme", "support", by=BY)
+    two = publish("two", trying)
+    trying.retirement.retire("acme", "support", by=BY)
+    trying.retirement.undelete("acme", "support", by=BY)
+    detail = trying.describe("acme", "support")
+    assert (detail.aliases, [adapter.version for adapter in detail.versions]) == ({"production": one}, [one])
+    assert detail.rejected == (two,)
+
+
 def test_garbage_is_what_was_retired_a_grace_period_ago(store: ObjectStore, registry: Registry, publish: Publish) -> None:
     one, two, three = publish("one"), publish("two"), publish("three")
     registry.retirement.retire_version("acme", "support", one)
