@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters_store.history import Actor, read_actor, write_actor
+from adapters_store.labels import NO_CHANGE, LabelChange, read_label_change, write_label_change
 
 TOLD_SECONDS = 24 * 3600.0  # how long a rejection is told at least
 MAX_TOLD = 50  # rejections that one name keeps of files that were not stored
@@ -22,12 +23,16 @@ MAX_REASONS = 100
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A version that waits to be tried. `alias` is what will point at it; None when a later publish or move took its place."""
+    """A version that waits to be tried. `alias` is what will point at it; None when a later publish or move took its place.
+
+    `labels` is what its publish changes of the name, which serves something else so far: made when it is ready, not when it is rejected.
+    """
 
     alias: str | None
     by: Actor
     why: str  # PUBLISH or ADOPT
     at: float  # seconds since the epoch
+    labels: LabelChange = NO_CHANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Rejected:
 
 def superseded(pending: Mapping[str, Pending], aliases: set[str]) -> dict[str, Pending]:
     """`pending`, none of which will be pointed at by one of `aliases`."""
-    return {v: Pending(None, p.by, p.why, p.at) if p.alias in aliases else p for v, p in pending.items()}
+    return {v: replace(p, alias=None) if p.alias in aliases else p for v, p in pending.items()}
 
 
 def remembered(rejected: Mapping[str, Rejected], stored: Mapping[str, float]) -> dict[str, Rejected]:
@@ -52,12 +57,12 @@ def remembered(rejected: Mapping[str, Rejected], stored: Mapping[str, float]) ->
 
 
 def write_pending(pending: Mapping[str, Pending]) -> dict[str, Any]:
-    return {v: {"alias": p.alias, "by": write_actor(p.by), "why": p.why, "at": p.at} for v, p in pending.items()}
+    return {version: _write_pending(one) for version, one in pending.items()}
 
 
 def read_pending(rows: Any) -> dict[str, Pending]:
     """Raises ValueError, TypeError, KeyError or AttributeError for what is none; so `read_rejected`."""
-    return {str(v): Pending(row["alias"], read_actor(row["by"]), str(row["why"]), float(row["at"])) for v, row in rows.items()}
+    return {str(version): _read_pending(row) for version, row in rows.items()}
 
 
 def write_rejected(rejected: Mapping[str, Rejected]) -> dict[str, Any]:
@@ -66,3 +71,13 @@ def write_rejected(rejected: Mapping[str, Rejected]) -> dict[str, Any]:
 
 def read_rejected(rows: Any) -> dict[str, Rejected]:
     return {str(v): Rejected(tuple(map(str, row["reasons"])), read_actor(row["by"]), float(row["at"])) for v, row in rows.items()}
+
+
+def _write_pending(pending: Pending) -> dict[str, Any]:
+    labels = {} if pending.labels == NO_CHANGE else {"labels": write_label_change(pending.labels)}
+    return {"alias": pending.alias, "by": write_actor(pending.by), "why": pending.why, "at": pending.at, **labels}
+
+
+def _read_pending(row: Any) -> Pending:
+    labels = read_label_change(row["labels"]) if "labels" in row else NO_CHANGE
+    return Pending(row["alias"], read_actor(row["by"]), str(row["why"]), float(row["at"]), labels)

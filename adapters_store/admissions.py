@@ -15,20 +15,22 @@ from dataclasses import dataclass
 
 from adapters_store.adapter import Adapter
 from adapters_store.admission import Rejected, remembered
-from adapters_store.errors import InternalError, NotFound
+from adapters_store.errors import InternalError, LorikeetError, NotFound, StoreUnavailable
 from adapters_store.history import Actor
 from adapters_store.index import Index
 from adapters_store.layout import PENDING_PREFIX, file_key, pending_key
-from adapters_store.names import check_segment
+from adapters_store.names import check_segment, check_version
 from adapters_store.objects import ObjectStore
 from adapters_store.own_settings import SETTINGS_FILE, Golden, parse_settings
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers
+from adapters_store.recent import Recent
 from adapters_store.versions import Versions
 
 READY, PENDING, REJECTED = "ready", "pending", "rejected"
 
 LOOKED_AT = 200  # that wait, in one look
+TOLD_KEPT = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Admission:
     adapter: Adapter | None
     reasons: tuple[str, ...] = ()
     alias: str | None = None  # of a pending one: what will point at it
+    aliases: tuple[str, ...] = ()  # of a ready one: what points at it
     digest: str = ""  # of one that was not stored
     at: float = 0.0  # since when it waits, or when it was rejected: seconds since the epoch
 
@@ -57,18 +60,24 @@ class Admissions:
         self._versions = versions
         self._pointer_files = pointer_files
         self._index = index
+        self._told: Recent[str, bool] = Recent(TOLD_KEPT)  # markers that could not be read about
 
-    def admit(self, adapter: Adapter) -> bool:
-        """Serve a version that waited, and point the alias at it that it is for. False when it waits no more: somebody was quicker."""
+    def admit(self, adapter: Adapter) -> Admission:
+        """Serve a version that waited, and point the alias at it that it is for; what it is then.
+
+        When it waits no more, somebody was quicker, and theirs is the outcome. Raises NotFound when it was taken away.
+        """
         before, after = self._change(adapter.owner, adapter.name, lambda pointers: pointers.admitting(adapter.version))
         self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
-        admitted = adapter.version in before.pending
-        if admitted:
+        if adapter.version in before.pending:
             logger.info("version_admitted", extra={"adapter": adapter.exact_name, "alias_moved": before.aliases != after.aliases})
-        return admitted
+        return _admission(adapter, after)
 
-    def reject(self, adapter: Adapter, reasons: Sequence[str]) -> None:
-        """Never serve a version that waited. Its files go with the next collection of garbage after the grace period."""
+    def reject(self, adapter: Adapter, reasons: Sequence[str]) -> Admission:
+        """Never serve a version that waited; what it is then, as `admit`.
+
+        Its files go with the next collection of garbage after the grace period.
+        """
 
         def change(pointers: Pointers) -> Pointers:
             pending = pointers.pending.get(adapter.version)
@@ -76,9 +85,11 @@ class Admissions:
                 return pointers
             return pointers.rejecting(adapter.version, Rejected(tuple(reasons), pending.by, time.time()), stored=True)
 
-        self._change(adapter.owner, adapter.name, change)
+        before, after = self._change(adapter.owner, adapter.name, change)
         self._store.delete(pending_key(adapter.owner, adapter.name, adapter.version))
-        logger.warning("version_rejected", extra={"adapter": adapter.exact_name, "reasons": len(reasons)})  # they may quote prompts
+        if adapter.version in before.pending:
+            logger.warning("version_rejected", extra={"adapter": adapter.exact_name, "reasons": len(reasons)})  # they may quote prompts
+        return _admission(adapter, after)
 
     def refuse(self, owner: str, name: str, version: str, reasons: Sequence[str], *, by: Actor) -> None:
         """Remember why an upload's files were refused before any was stored. What is stored under that digest is as it was."""
@@ -96,13 +107,7 @@ class Admissions:
         told = remembered(pointers.rejected, pointers.retired)
         if (found := _by_prefix(told, version)) is not None:
             return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, digest=found, at=told[found].at)
-        adapter = self._versions.find(owner, name, version)
-        pending = pointers.pending.get(adapter.version)
-        if pending is not None:
-            return Admission(PENDING, adapter, alias=pending.alias, at=pending.at)
-        if pointers.is_gone(adapter.version):
-            raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
-        return Admission(READY, adapter)
+        return _admission(self._versions.find(owner, name, version), pointers)
 
     def golden(self, adapter: Adapter) -> tuple[Golden, ...]:
         """The prompts that a version is tried with, from its own settings in the store."""
@@ -114,18 +119,32 @@ class Admissions:
             raise InternalError(f"{SETTINGS_FILE} of {adapter.exact_name} is damaged in the store")
         return tuple(parse_settings(data).golden)
 
-    def waiting(self) -> list[Adapter]:
-        """Versions that wait to be tried, those of at most `LOOKED_AT` markers."""
-        found: list[Adapter] = []
-        for info in self._store.list(PENDING_PREFIX, limit=LOOKED_AT).objects:
-            owner, name, version = info.key.removeprefix(PENDING_PREFIX).split("/")
-            pointers, _ = self._pointer_files.read(owner, name)
-            adapter = self._versions.get(owner, name, version)
-            if version not in pointers.pending or adapter is None:
-                self._store.delete(info.key)
-            else:
-                found.append(adapter)
-        return found
+    def waiting(self, after: str | None = None) -> tuple[list[Adapter], str | None]:
+        """Versions that wait to be tried, those of the next `LOOKED_AT` markers after `after`, and where to go on; None at the end.
+
+        What cannot be read about one of them is logged, and keeps none of the others from being found. Raises StoreUnavailable.
+        """
+        page = self._store.list(PENDING_PREFIX, start_after=after, limit=LOOKED_AT)
+        found = (self._waits(info.key) for info in page.objects)
+        return [adapter for adapter in found if adapter is not None], page.next_token
+
+    def _waits(self, key: str) -> Adapter | None:
+        """The version that a marker says waits, if it does."""
+        try:
+            owner, name, version = key.removeprefix(PENDING_PREFIX).split("/")
+            pointers, _ = self._pointer_files.read(check_segment("owner", owner), check_segment("name", name))
+            adapter = self._versions.get(owner, name, check_version(version))
+            if version in pointers.pending and adapter is not None:
+                return adapter
+            self._index.refresh(owner, name)  # whoever left the mark may have died before it came to that
+            self._store.delete(key)
+        except StoreUnavailable:
+            raise
+        except (LorikeetError, ValueError) as error:
+            if self._told.get(key) is None:  # once: it is looked at every few seconds
+                self._told.put(key, True)
+                logger.warning("pending_marker_ignored", extra={"key": key, "error": str(error)})
+        return None
 
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> tuple[Pointers, Pointers]:
         """The pointers before and after."""
@@ -139,6 +158,18 @@ class Admissions:
         after, _ = self._pointer_files.update(owner, name, seeing)
         self._index.refresh(owner, name)
         return seen, after
+
+
+def _admission(adapter: Adapter, pointers: Pointers) -> Admission:
+    """What a version that is stored is, by these pointers. Raises NotFound."""
+    version = adapter.version
+    if (rejected := pointers.rejected.get(version)) is not None:
+        return Admission(REJECTED, adapter, rejected.reasons, digest=version, at=rejected.at)
+    if (pending := pointers.pending.get(version)) is not None:
+        return Admission(PENDING, adapter, alias=pending.alias, at=pending.at)
+    if pointers.is_gone(version):
+        raise NotFound(f"adapter version {adapter.exact_name} was retired", param="version")
+    return Admission(READY, adapter, aliases=tuple(sorted(alias for alias, other in pointers.aliases.items() if other == version)))
 
 
 def _by_prefix(told: Mapping[str, Rejected], version: str) -> str | None:

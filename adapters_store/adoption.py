@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from adapters_store.adapter import Adapter, version_of
 from adapters_store.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.admission import Pending
+from adapters_store.disk import check_room, disk_full, is_disk_full
 from adapters_store.errors import InvalidAdapter, NotFound, TooLarge
 from adapters_store.history import ADOPT, Actor
 from adapters_store.layout import adapter_prefix
@@ -43,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdoptionRules:
-    """`inspect` judges a downloaded folder (raises InvalidAdapter), `max_bytes` bounds it, `scratch` is where it is kept meanwhile."""
+    """`inspect` judges a downloaded folder (raises InvalidAdapter), `max_bytes` bounds it, `scratch` is where it is kept meanwhile, made
+    when it is not there."""
 
     inspect: Callable[[Path], Fit]
     max_bytes: int = 2 << 30
@@ -68,12 +70,15 @@ class Adoption:
 
         Raises:
             InvalidAdapter: no base model here can serve it. It is remembered, and not downloaded again until it changes.
+            Unavailable: this machine's disk is too full. Conflict: the same content is published for another base model.
         """
         etags = copied_etags(direct)
         folder_id = (owner, name, tuple(etags[file] for file in COPIED_FILES))
         if (reasons := self._refusals.get(folder_id)) is not None:
             raise InvalidAdapter(reasons, param="model")
         try:
+            if self._rules.scratch is not None:
+                self._rules.scratch.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="adopt-", dir=self._rules.scratch) as folder:
                 return self._adopt_through(Path(folder), owner, name, direct)
         except (InvalidAdapter, TooLarge) as error:
@@ -81,6 +86,10 @@ class Adoption:
             self._refusals.put(folder_id, reasons)
             logger.warning("adoption_refused", extra={"adapter": f"{owner}/{name}", "reasons": reasons})
             raise InvalidAdapter(reasons, param="model") from None
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full() from None
+            raise
 
     def _adopt_through(self, folder: Path, owner: str, name: str, direct: Sequence[ObjectInfo]) -> bool:
         etags = copied_etags(direct)
@@ -88,6 +97,7 @@ class Adoption:
         size_bytes = sum(info.size_bytes for info in copied)
         if size_bytes > self._rules.max_bytes:
             raise TooLarge(f"the copied adapter {owner}/{name} has {size_bytes} bytes, at most {self._rules.max_bytes} are taken.")
+        check_room(folder, size_bytes)
         try:
             for info in copied:
                 self._store.download(info.key, folder / info.key.rpartition("/")[2])

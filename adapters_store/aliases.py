@@ -11,7 +11,7 @@ from adapters_store.adapter import Adapter
 from adapters_store.errors import Conflict
 from adapters_store.history import DELETE_ALIAS, MOVE, ROLLBACK, Actor, AliasMove, version_before
 from adapters_store.index import Index
-from adapters_store.lookup import Lookup, no_alias
+from adapters_store.lookup import Lookup, after_copies, no_alias
 from adapters_store.names import PRODUCTION, check_segment, check_version
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers
@@ -36,12 +36,12 @@ class Aliases:
             NotFound: no such version, or it is retired.
         """
         check_segment("alias", alias)
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         adapter = self._versions.find(owner, name, check_version(version))
 
         def change(before: Pointers) -> Pointers:
             before.check_served(adapter.exact_name, adapter.version)
-            return before.pointing(alias, adapter.version, by=by, why=MOVE)
+            return after_copies(before.pointing(alias, adapter.version, by=by, why=MOVE), found, alias)
 
         _, etag = self._pointer_files.update(owner, name, change, if_match=if_match)
         self._moved(adapter, alias, MOVE)
@@ -52,9 +52,9 @@ class Aliases:
 
         Raises:
             NotFound: there is no such alias.
-            Conflict: it never had another version, or that one is retired.
+            Conflict: it never had another version, or that one is retired, or its files are gone.
         """
-        found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         target = ""
 
         def change(before: Pointers) -> Pointers:
@@ -69,8 +69,11 @@ class Aliases:
                 raise Conflict(
                     f"{owner}/{name}@{previous}, which '{alias}' had before, is retired: undelete it, or move the alias to another"
                 )
+            # The history outlives the marks that garbage collection leaves: what is there is asked of the store.
+            if self._versions.get_now(owner, name, previous) is None:
+                raise Conflict(f"the files of {owner}/{name}@{previous}, which '{alias}' had before, were removed: move it to another")
             target = previous
-            return before.pointing(alias, previous, by=by, why=ROLLBACK)
+            return after_copies(before.pointing(alias, previous, by=by, why=ROLLBACK), found, alias)
 
         _, etag = self._pointer_files.update(owner, name, change, if_match=if_match)
         adapter = self._versions.find(owner, name, target)
@@ -79,13 +82,13 @@ class Aliases:
 
     def delete(self, owner: str, name: str, alias: str, *, by: Actor, if_match: str | None = None) -> str:
         """Forget `alias`; the new etag. Raises NotFound where it is unknown."""
-        found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
 
         def change(before: Pointers) -> Pointers:
             if alias not in before.aliases:
                 raise no_alias(found, alias)
             kept = {other: version for other, version in before.aliases.items() if other != alias}
-            return before.with_aliases(kept, by=by, why=DELETE_ALIAS)
+            return after_copies(before.with_aliases(kept, by=by, why=DELETE_ALIAS), found, alias)
 
         _, etag = self._pointer_files.update(owner, name, change, if_match=if_match)
         self._index.refresh(owner, name)
@@ -94,7 +97,7 @@ class Aliases:
 
     def history(self, owner: str, name: str) -> tuple[AliasMove, ...]:
         """Every move that is remembered, newest first, also of an adapter that was deleted. Raises NotFound where nothing ever was."""
-        found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         return tuple(reversed(found.pointers.history))
 
     def _moved(self, adapter: Adapter, alias: str, why: str) -> None:

@@ -18,7 +18,7 @@ from adapters_store.canary import Canary, Guard, Shadow, check_guard, check_perc
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.history import Actor
 from adapters_store.index import Index
-from adapters_store.lookup import FoundName, Lookup, no_alias
+from adapters_store.lookup import FoundName, Lookup, after_copies, no_alias
 from adapters_store.names import check_segment, check_version
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers
@@ -89,12 +89,13 @@ class Canaries:
 
     def promote(self, owner: str, name: str, alias: str, *, by: Actor, if_match: str | None = None) -> tuple[Adapter, str]:
         """Point `alias` at its canary, which ends with that; the version, and the new etag. Rolling back goes to where it was."""
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         promoted = ""
 
         def change(before: Pointers) -> Pointers:
             nonlocal promoted
             promoted = _canary_of(before, owner, name, alias).version
-            return before.pointing(alias, promoted, by=by, why=history.PROMOTE)
+            return after_copies(before.pointing(alias, promoted, by=by, why=history.PROMOTE), found, alias)
 
         etag = self._change(owner, name, alias, change, if_match, history.PROMOTE)
         return self._versions.find(owner, name, promoted), etag
@@ -154,12 +155,12 @@ class Canaries:
 
     def _find(self, owner: str, name: str, alias: str, version: str) -> tuple[FoundName, Adapter]:
         check_segment("alias", alias)
-        found = self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         return found, self._versions.find(owner, name, check_version(version))
 
     def _change(self, owner: str, name: str, alias: str, change: Callable[[Pointers], Pointers], if_match: str | None, why: str) -> str:
         check_segment("alias", alias)
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         _, etag = self._pointer_files.update(owner, name, change, if_match=if_match)
         self._index.refresh(owner, name)
         logger.info("canary_changed", extra={"adapter": f"{owner}/{name}", "alias": alias, "why": why})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,10 @@ def check_room(folder: Path, size_bytes: int) -> None:
     """Raises Unavailable when `size_bytes` more in `folder` would leave the disk full."""
     if shutil.disk_usage(folder).free < size_bytes + KEPT_FREE_BYTES:
         raise disk_full()
+
+
+def is_disk_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_full() -> Unavailable:

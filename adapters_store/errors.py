@@ -25,7 +25,8 @@ from __future__ import annotations
 class LorikeetError(Exception):
     """The root. `param` names the request field at fault where there is one.
 
-    `of_private` says that the message tells of a private adapter: who may not see that is told that the name is unknown.
+    `of_private` says that the message tells of a private adapter, or of what is its owner's to know: others are told that the name is
+    unknown.
     """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote
 
 from adapters_store.errors import InvalidRequest
@@ -32,8 +33,27 @@ class LabelChange:
         after = {key: value for key, value in sorted(merged.items()) if self.tags.get(key, "") is not None}
         return check_tags(after)
 
+    def over(self, earlier: LabelChange) -> LabelChange:
+        """`earlier`, and then this."""
+        return LabelChange({**earlier.tags, **self.tags}, earlier.private if self.private is None else self.private)
+
+    def beside(self, later: LabelChange) -> LabelChange:
+        """What of this is left once `later` was made: it has the last word on what both change."""
+        tags = {key: value for key, value in self.tags.items() if key not in later.tags}
+        return LabelChange(tags, self.private if later.private is None else None)
+
 
 NO_CHANGE = LabelChange()
+
+
+def write_label_change(change: LabelChange) -> dict[str, Any]:
+    return {"tags": dict(change.tags), "private": change.private}
+
+
+def read_label_change(row: Any) -> LabelChange:
+    """Raises ValueError, TypeError, KeyError or AttributeError for what is none."""
+    tags = {str(key): None if value is None else str(value) for key, value in row["tags"].items()}
+    return LabelChange(tags, None if row["private"] is None else bool(row["private"]))
 
 
 def check_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,13 @@
-"""What lies under an adapter's name right now: one listing, and aliases.json if it is new. Copied folders are adopted on the way.
+"""What lies under an adapter's name right now: one listing, and aliases.json if it is new. Copied folders are adopted on the way
+of who asks for a name, and not of who is about to change what it means.
 
 `registry.py` asks it first in each read; it also words what a name that serves nothing is told.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +16,19 @@ from adapters_store.adoption import COPIED_FILES, Adoption, AdoptionRules, copie
 from adapters_store.errors import InvalidAdapter, LorikeetError, NotFound, NotReady, Unavailable
 from adapters_store.index import Index
 from adapters_store.layout import ALIASES_FILE, adapter_prefix
+from adapters_store.names import PRODUCTION
 from adapters_store.objects import ObjectInfo, ObjectStore
 from adapters_store.pointer_files import NO_ETAG, PointerFiles
 from adapters_store.pointers import Pointers
 from adapters_store.publishing import Publishing
+from adapters_store.recent import Recent
 
 LOOKS = 4  # times that copied files may change under our eyes before we ask the client to come back
 SHOWN_ALIASES = 10
+RETRY_SECONDS = 30.0  # until a failed adoption is tried again for a name that is served without it
+FAILURES_KEPT = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,12 @@ class FoundName:
 
     @property
     def awaits_adoption(self) -> bool:
-        etags = copied_etags(self.direct)
-        return len(etags) == len(COPIED_FILES) and etags != self.pointers.adopted
+        return len(self.copied) == len(COPIED_FILES) and self.copied != self.pointers.adopted
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """Etags of the files that lie copied under the name."""
+        return copied_etags(self.direct)
 
 
 class Lookup:
@@ -46,25 +59,45 @@ class Lookup:
         self._pointer_files = pointer_files
         self._index = index
         self._adoption = Adoption(store, publishing, adoption) if adoption else None
+        self._failed_at: Recent[tuple[str, str, tuple[str, ...]], float] = Recent(FAILURES_KEPT)
 
     def look(self, owner: str, name: str) -> FoundName:
-        """One listing of what lies under the name, and the pointers; copied files are adopted first. Raises NotFound."""
+        """One listing of what lies under the name, and the pointers; copied files are adopted first.
+
+        Whoever copies a folder over a served adapter does not take it down, whatever becomes of the folder: as with a refused upload.
+
+        Raises:
+            NotFound: nothing is there. Where no alias is either, also what `Adoption.adopt` raises.
+        """
         for _ in range(LOOKS):
-            found = self._look_once(owner, name)
-            if self._adoption is None or not found.awaits_adoption:
+            found = self.peek(owner, name)
+            if self._adoption is None or not found.awaits_adoption or self._failed_lately(found):
                 return found
             try:
                 if self._adoption.adopt(owner, name, found.direct):
                     self._index.refresh(owner, name)
             except InvalidAdapter as error:
                 error.of_private = found.pointers.private
-                # Whoever copies a broken folder over a served adapter does not take it down: as with a refused upload.
                 if not found.pointers.aliases:
                     raise
                 return found
+            except Exception as error:
+                if not found.pointers.aliases:
+                    raise
+                logger.warning("adoption_failed", extra={"adapter": f"{owner}/{name}", "error": type(error).__name__}, exc_info=True)
+                self._failed_at.put(_folder_id(found), time.monotonic())
+                return found
+        if found.pointers.aliases:
+            return found
         raise Unavailable(f"the files of {owner}/{name} are being copied right now: try again when that is done", param="model")
 
-    def _look_once(self, owner: str, name: str) -> FoundName:
+    def _failed_lately(self, found: FoundName) -> bool:
+        """Whether the copied folder could not be adopted a moment ago, and the name is served: each try downloads it whole."""
+        failed_at = self._failed_at.get(_folder_id(found))
+        return bool(found.pointers.aliases) and failed_at is not None and time.monotonic() - failed_at < RETRY_SECONDS
+
+    def peek(self, owner: str, name: str) -> FoundName:
+        """The same, and nothing is adopted: for who is about to change what the name means. Raises NotFound."""
         page = self._store.list(adapter_prefix(owner, name), delimiter="/")
         if not page.objects and not page.folders:
             raise unknown_adapter(owner, name)
@@ -79,14 +112,23 @@ class Lookup:
         return copied_etags(self._store.list(adapter_prefix(owner, name), delimiter="/").objects)
 
 
+def _folder_id(found: FoundName) -> tuple[str, str, tuple[str, ...]]:
+    return found.owner, found.name, tuple(found.copied.values())
+
+
 def unknown_adapter(owner: str, name: str) -> NotFound:
     return NotFound(f"model '{owner}/{name}' does not exist: GET /api/v1/models lists those that do", param="model")
+
+
+def after_copies(after: Pointers, found: FoundName, alias: str) -> Pointers:
+    """A move comes after whatever was copied before it: files that nobody has asked for yet do not take `production` back."""
+    return after.passing_over(found.copied) if alias == PRODUCTION else after
 
 
 def no_alias(found: FoundName, alias: str) -> NotFound:
     """Why `alias` serves nothing, and what would."""
     adapter = f"{found.owner}/{found.name}"
-    copied = copied_etags(found.direct)
+    copied = found.copied
     if not found.pointers.aliases and 0 < len(copied) < len(COPIED_FILES):
         missing = next(file for file in COPIED_FILES if file not in copied)
         return NotFound(f"model '{adapter}' is not whole: {missing} has not been copied to it yet", param="model")
@@ -105,10 +147,14 @@ def waiting_for(found: FoundName, alias: str) -> NotReady | None:
 
 
 def not_served(adapter: Adapter, pointers: Pointers) -> LorikeetError:
-    """Why no request may have a version that is there."""
+    """Why no request may have a version that is there. That one waits or was rejected is its owner's to know, also of a public adapter."""
+    error: LorikeetError
     if adapter.version in pointers.pending:
-        return NotReady(adapter.owner, adapter.name, adapter.version)
-    if adapter.version in pointers.rejected:
+        error = NotReady(adapter.owner, adapter.name, adapter.version)
+    elif adapter.version in pointers.rejected:
         reasons = " ".join(pointers.rejected[adapter.version].reasons)
-        return NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
-    return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+        error = NotFound(f"adapter version {adapter.exact_name} was rejected: {reasons}", param="model")
+    else:
+        return NotFound(f"adapter version {adapter.exact_name} was retired: ask for another version", param="model")
+    error.of_private = True
+    return error

@@ -3,7 +3,7 @@
     {"aliases": {"production": "<version>"}, "retired": {"<version>": <when>}, "adopted": {"etags": {…}, "version": "<version>"},
      "history": [{"at", "by": {…}, "why", "alias", "from", "to"}], "tags": {"task": "chat"}, "private": false,
      "canaries": {"production": {"version", "weight", "guard", …}}, "shadows": {"production": {"version", "share", …}},
-     "pending": {"<version>": {"alias", "by", "why", "at"}}, "rejected": {"<version>": {"reasons", "by", "at"}},
+     "pending": {"<version>": {"alias", "by", "why", "at", "labels"}}, "rejected": {"<version>": {"reasons", "by", "at"}},
      "deleted": {"at", "aliases", "versions"}, "uploading": {"<version>": <when>}, "removing": {…}, "removed": {…}}
 
 Fields that this release does not know are kept as they are: a newer one may share the store.
@@ -12,6 +12,7 @@ Fields that this release does not know are kept as they are: a newer one may sha
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -94,6 +95,10 @@ class Pointers:
             history=trimmed((*self.history, *moved), aliases),
         )
 
+    def passing_over(self, copied: Mapping[str, str]) -> Pointers:
+        """With the files that lie copied under the name (their etags) taken for looked at: who moves `production` comes after them."""
+        return self if not copied or copied == self.adopted else replace(self, adopted=dict(copied), adopted_version=None)
+
     def noting(self, alias: str, *, by: Actor, why: str, note: str) -> Pointers:
         """With an entry in the history that says what happened to `alias`, which stays where it is."""
         version = self.aliases.get(alias)
@@ -104,6 +109,11 @@ class Pointers:
         """The version that `alias` serves, or None: no such alias, or its version is retired."""
         version = self.aliases.get(alias)
         return None if version is None or self.is_gone(version) else version
+
+    @property
+    def serves(self) -> bool:
+        """Whether any alias serves something."""
+        return any(self.served(alias) is not None for alias in self.aliases)
 
     def tried_beside(self, version: str) -> str | None:
         """The alias that has `version` as its canary or shadow, or None."""
@@ -134,16 +144,23 @@ class Pointers:
 
     def holding(self, version: str, pending: Pending) -> Pointers:
         """With `version` waiting to be tried; it alone will get the alias that it is for."""
+        if (known := self.pending.get(version)) is not None:
+            pending = replace(pending, labels=pending.labels.over(known.labels))
         others = superseded(self.pending, {pending.alias}) if pending.alias is not None else dict(self.pending)
         rejected = without(self.rejected, version)
         return replace(self, pending={**others, version: pending}, rejected=rejected, retired=without(self.retired, version))
 
     def admitting(self, version: str) -> Pointers:
-        """With `version` served: its alias points at it. Nothing changes unless it waits."""
+        """With `version` served: its alias points at it, and the name has its labels. Nothing changes unless it waits."""
         pending = self.pending.get(version)
         if pending is None:
             return self
-        ready = replace(self, pending=without(self.pending, version))
+        labels = pending.labels
+        try:
+            labels.tags_after(self.tags)
+        except InvalidRequest:  # with tags that came since there would be too many: who may see it is what matters
+            labels = LabelChange(private=labels.private)
+        ready = replace(self, pending=without(self.pending, version)).labelled(labels, at=pending.at)
         return ready if pending.alias is None else ready.pointing(pending.alias, version, by=pending.by, why=pending.why)
 
     def rejecting(self, version: str, rejected: Rejected, *, stored: bool) -> Pointers:
@@ -152,10 +169,14 @@ class Pointers:
         retired = {**self.retired, version: rejected.at} if stored else self.retired
         return replace(self, pending=pending, rejected=remembered({**self.rejected, version: rejected}, retired), retired=retired)
 
-    def labelled(self, change: LabelChange) -> Pointers:
-        """With other tags and visibility. Raises InvalidRequest."""
+    def labelled(self, change: LabelChange, *, at: float = math.inf) -> Pointers:
+        """With other tags and visibility. What waits and was published before this was asked for (`at`) does not undo it.
+
+        Raises InvalidRequest.
+        """
         private = self.private if change.private is None else change.private
-        return replace(self, tags=change.tags_after(self.tags), private=private)
+        pending = {v: replace(p, labels=p.labels.beside(change)) if p.at <= at else p for v, p in self.pending.items()}
+        return replace(self, tags=change.tags_after(self.tags), private=private, pending=pending)
 
     def _beside(self, alias: str) -> str:
         """What stands beside `alias`, for people."""

@@ -97,7 +97,10 @@ class Publishing:
             if stored.version in before.removing or stored.version in before.removed:
                 raise _Collected
             hold = self._tries and (stored.version in before.pending or stored.version in before.rejected)
-            return replace(point(before, stored, hold=hold), uploading=without(before.uploading, stored.version))
+            after = point(before, stored, hold=hold)
+            if not hold:  # nobody tries it (any more): what was found of it before does not keep it from being served
+                after = replace(after, pending=without(after.pending, stored.version), rejected=without(after.rejected, stored.version))
+            return replace(after, uploading=without(before.uploading, stored.version))
 
         try:
             self._pointer_files.update(stored.owner, stored.name, change)

@@ -49,13 +49,14 @@ logger = logging.getLogger(__name__)
 class Published:
     """`created` is False when the same content was a version already; `alias_moved` when the alias pointed there already.
 
-    A `pending` one waits to be tried on a replica, and its alias with it.
+    A `pending` one waits to be tried on a replica, and its alias with it. `alias` is the one that points at it now, of what was asked for.
     """
 
     adapter: Adapter
     created: bool
     alias_moved: bool
     pending: bool = False
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Registry:
                 return Resolved(adapter, found.pointers.private)
             return Resolved(adapter, found.pointers.private, *self._beside(ref, found.pointers))
         except (NotFound, InvalidName, NotReady) as error:
-            error.of_private = _is_hidden(found.pointers)
+            error.of_private = error.of_private or _is_hidden(found.pointers)
             raise
 
     def _version_of(self, ref: ModelRef, found: FoundName) -> Adapter:
@@ -150,6 +151,10 @@ class Registry:
             return ()
         beside = self._tried(ModelRef(owner, name, alias, None), pointers, canary)
         return (adapter, beside) if beside is not None else (adapter,)
+
+    def served(self, owner: str, name: str, version: str) -> Adapter:
+        """One version, by its digest or a unique prefix of it, for who is about to point at it: raises as `read`, and adopts nothing."""
+        return self._version_of(ModelRef(owner, name, None, version), self._lookup.peek(owner, name))
 
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
@@ -233,7 +238,7 @@ class Registry:
         """What publishing this version's files again would do, without them; None where the version is not there or not served."""
         labels.tags_after({})
         try:
-            adapter = self.read(ModelRef(owner, name, None, version))
+            adapter = self.served(owner, name, version)
         except NotReady:
             adapter = self._versions.find(owner, name, version)
         except NotFound:
@@ -247,7 +252,7 @@ class Registry:
     def _published(self, adapter: Adapter, created: bool, moves: _Moves) -> Published:
         told = {"is_new": created, "alias": moves.alias, "alias_moved": moves.moved, "pending": moves.held}
         logger.info("published", extra={"adapter": adapter.exact_name, **told})
-        return Published(adapter, created, moves.moved, moves.held)
+        return Published(adapter, created, moves.moved, moves.held, None if moves.held else moves.alias)
 
     def _moves(self, owner: str, name: str, by: Actor, alias: str | None, labels: LabelChange) -> _Moves:
         # A publish comes after whatever was copied before it: the copied files do not take `production` back.
@@ -269,16 +274,14 @@ class _Moves:
         labelled = before.labelled(self.labels)
         self.held = hold
         if hold:
+            # What a name is served under changes with what it serves. One that serves nothing yet is hidden from the start.
+            now, later = (before, self.labels) if before.serves else (labelled, NO_CHANGE)
             self.moved = False
-            return self._adopting(labelled.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time())))
+            return now.holding(adapter.version, Pending(self.alias, self.by, PUBLISH, time.time(), later)).passing_over(self.copied)
         if self.alias is None:
             return replace(labelled, retired=without(labelled.retired, adapter.version))
         self.moved = labelled.aliases.get(self.alias) != adapter.version
-        after = labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH)
-        return self._adopting(after)
-
-    def _adopting(self, after: Pointers) -> Pointers:
-        return after if not self.copied or self.copied == after.adopted else replace(after, adopted=self.copied, adopted_version=None)
+        return labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH).passing_over(self.copied)
 
 
 def _is_hidden(pointers: Pointers) -> bool:

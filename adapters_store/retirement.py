@@ -77,18 +77,19 @@ class Retirement:
         """Let no new request have any version of this adapter; its aliases are gone. Publishing to the name begins anew."""
         check_segment("owner", owner)
         check_segment("name", name)
-        self._lookup.look(owner, name)
+        found = self._lookup.peek(owner, name)
         every = [adapter.version for adapter in self._versions.all(owner, name)]
         copied = self._lookup.copied_now(owner, name)
 
         def change(before: Pointers) -> Pointers:
             now = time.time()
             served = [version for version in {*every, *before.aliases.values()} if not before.is_gone(version)]
-            if not served and not before.pending:
+            if not served and not before.pending and not found.awaits_adoption:
                 raise unknown_adapter(owner, name)
             gone = _withdrawn(before.with_aliases({}, by=by, why=RETIRE))
             retired = {**gone.retired, **dict.fromkeys(served, now)}
-            deleted = Deleted(now, dict(before.aliases), tuple(sorted(served)))
+            # What only waited was nothing to give back: what the deletion before it took still is.
+            deleted = Deleted(now, dict(before.aliases), tuple(sorted(served))) if served else before.deleted
             return replace(gone, retired=retired, deleted=deleted, adopted=copied, adopted_version=None)
 
         self._change(owner, name, change)
@@ -100,12 +101,15 @@ class Retirement:
         Raises:
             Conflict: it is not deleted, was published again since, or its files are gone.
         """
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
 
         def change(before: Pointers) -> Pointers:
             if before.deleted is None:
                 raise Conflict(f"{owner}/{name} is not deleted, or was published again since: undelete single versions of it")
             _refuse_removed(before, f"{owner}/{name}", before.deleted.versions)
+            # The marks of a removal are dropped after a while, `deleted` is not: what is there is asked of the store.
+            if any(self._versions.get_now(owner, name, version) is None for version in before.deleted.versions):
+                raise _were_removed(f"{owner}/{name}")
             retired = {version: when for version, when in before.retired.items() if version not in before.deleted.versions}
             back = before.with_aliases(dict(before.deleted.aliases), by=by, why=UNDELETE)
             return replace(back, retired=retired, deleted=None)
@@ -114,7 +118,7 @@ class Retirement:
         logger.info("adapter_undeleted", extra={"adapter": f"{owner}/{name}"})
 
     def _find(self, owner: str, name: str, version: str) -> Adapter:
-        self._lookup.look(check_segment("owner", owner), check_segment("name", name))
+        self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
         return self._versions.find(owner, name, check_version(version))
 
     def _change(self, owner: str, name: str, change: Callable[[Pointers], Pointers]) -> None:
@@ -133,4 +137,8 @@ def _withdrawn(before: Pointers, version: str | None = None) -> Pointers:
 
 def _refuse_removed(pointers: Pointers, what: str, versions: Iterable[str]) -> None:
     if any(version in pointers.removing or version in pointers.removed for version in versions):
-        raise Conflict(f"the files of {what} were removed after the grace period: publish it again")
+        raise _were_removed(what)
+
+
+def _were_removed(what: str) -> Conflict:
+    return Conflict(f"the files of {what} were removed after the grace period: publish it again")

@@ -6,7 +6,6 @@ nothing. Only of the same adapter: over all adapters, naming a digest would be e
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapters_store.adapter import AdapterFile
-from adapters_store.disk import check_room, disk_full
+from adapters_store.disk import check_room, disk_full, is_disk_full
 from adapters_store.errors import Conflict, NotFound
 from adapters_store.layout import file_key
 from adapters_store.objects import ObjectStore
@@ -76,7 +75,7 @@ class UploadAssembly:
                         "Send it again, or begin a new upload with the digests of now"
                     )
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise disk_full() from None
             raise
 

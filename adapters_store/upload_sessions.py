@@ -117,7 +117,7 @@ class UploadSessions:
             self._store.delete(part_key(session.key_id, session.id, file, part))
 
     def finish(self, session: UploadSession) -> None:
-        """The upload was published: keep what it became, for a commit that is repeated, and remove the rest."""
+        """The upload was published, or its adapter rejected: keep what it became, for a commit that is repeated, and remove the rest."""
         self._store.put(done_key(session.key_id, session.id), json.dumps({"format": 1, "version": session.version}).encode())
         self._remove(session.key_id, session.id)
         logger.info("upload_finished", extra={"upload": session.id, "adapter": f"{session.owner}/{session.name}"})

@@ -109,6 +109,8 @@ def show(name: ShownName, url: Url = None, key: Key = None, as_json: AsJson = Fa
         pointing.setdefault(canary["version"], []).append(f"{canary['weight']:g} % of {alias}")
     labels = [f"{name}={value}" for name, value in detail.get("tags", {}).items()]
     typer.echo("  ".join([detail["id"], detail.get("visibility", "public"), *labels]))
+    if "etag" in detail:
+        typer.echo(f"  etag {detail['etag']}")
     for row in detail["versions"]:
         aliases = ", ".join(pointing.get(row["version"], []))
         typer.echo(f"  {row['version'][:12]}  {row['base']}  rank {row['rank']}  {row['size_bytes'] / 1e6:.1f} MB  {aliases}")

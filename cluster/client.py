@@ -103,7 +103,7 @@ class Client(Trying):
             query["after"] = answer["next"]
 
     def show(self, owner: str, name: str) -> dict[str, Any]:
-        """One adapter's versions and aliases, as the API gives them."""
+        """One adapter's versions and aliases, as the API gives them; its `etag` is the `if_match` of what changes them."""
         return dict(self._send("GET", f"/api/v1/adapters/{owner}/{name}").json())
 
     def change_labels(

@@ -11,7 +11,7 @@ from adapters_store.errors import Overloaded
 from adapters_store.index import Listing
 from adapters_store.markers import AdapterSummary
 from deployments.api.caller import Caller, Changing, Seeing
-from deployments.api.etags import quoted
+from deployments.api.etags import bare, quoted
 from deployments.api.imports import fetch_adapter, is_import
 from deployments.api.labels import TagPairs, UploadLabels, label_fields
 from deployments.api.names import check_after, check_names
@@ -40,7 +40,7 @@ async def upload_version(
         else:
             files = await receive_adapter(request, folder, services.settings.uploads, services.threads)
         published = await publish_folder(services, files, Wanted(owner, name, caller.actor, labels, alias))
-    return published_response(published, alias)
+    return published_response(published)
 
 
 @router.get("", summary="List adapters")
@@ -88,6 +88,7 @@ async def describe_adapter(request: Request, caller: Seeing, owner: str, name: s
         "canaries": {alias: {"version": canary.version, "weight": canary.weight} for alias, canary in detail.canaries.items()},
         "shadows": {alias: {"version": shadow.version, "share": shadow.share} for alias, shadow in detail.shadows.items()},
         **label_fields(dict(detail.tags), detail.private),
+        "etag": bare(detail.etag),
         **({"pending": list(detail.pending), "rejected": list(detail.rejected)} if caller.owns(owner) else {}),
     }
     return JSONResponse(body, headers={"etag": quoted(detail.etag)})

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import logging
 import random
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters_store.adapter import Adapter
-from adapters_store.admissions import PENDING, READY, REJECTED, Admission
+from adapters_store.admissions import PENDING, REJECTED, Admission
 from adapters_store.errors import InternalError, LorikeetError, NotFound, NotReady, Overloaded, Unavailable
+from adapters_store.recent import Recent
 from adapters_store.registry import Registry
 from deployments.api import tryout
 
@@ -31,10 +35,21 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0  # between two looks for what waits
 TRIALS_AT_ONCE = 4  # a trial asks six chats and its golden prompts
+WAITING_AT_ONCE = 2  # of these, for what waits: the others are for uploads, and names that are asked for
+LONGEST_PAUSE_SECONDS = 300.0  # between two trials of a version that fails each time by its own fault
+FAILURES_KEPT = 1000
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A trial that came to no end. `not_before` is of time.monotonic."""
+
+    pause_seconds: float
+    not_before: float
 
 
 class Tryouts:
@@ -58,6 +73,8 @@ class Tryouts:
         self._awake = awake
         self._timeout_seconds = timeout_seconds
         self._places = asyncio.Semaphore(TRIALS_AT_ONCE)
+        self._turns = asyncio.Semaphore(WAITING_AT_ONCE)
+        self._failed: Recent[str, _Failed] = Recent(FAILURES_KEPT)
         self._running: dict[str, asyncio.Task[Admission]] = {}
 
     async def after_publish(self, adapter: Adapter) -> Admission:
@@ -81,16 +98,41 @@ class Tryouts:
 
     async def keep_trying(self) -> None:
         """Try what waits and has a replica now, for as long as the gateway runs."""
+        after: str | None = None
         while True:
             await asyncio.sleep(LOOK_SECONDS * (0.5 + random.random()))  # noqa: S311 - so that gateways take turns
             try:
-                for adapter in await self._run(self._registry.admissions.waiting):
-                    if self._awake(adapter.base):
-                        await self.after_publish(adapter)
+                waiting, after = await self._run(functools.partial(self._registry.admissions.waiting, after))
             except LorikeetError as error:
                 logger.warning("waiting_versions_unread", extra={"error": error.message})
             except Exception:
-                logger.exception("trial_failed")
+                logger.exception("waiting_versions_unread")
+            else:
+                await asyncio.gather(*(self._try_waiting(adapter) for adapter in waiting if self._is_due(adapter)))
+
+    async def _try_waiting(self, adapter: Adapter) -> None:
+        """Try one of what waits. Whatever becomes of it, the others have their turn."""
+        async with self._turns:
+            try:
+                await self._tried(adapter)
+            except (Unavailable, Overloaded) as error:
+                logger.warning("trial_put_off", extra={"adapter": adapter.exact_name, "error": error.message})
+            except LorikeetError as error:
+                self._back_off(adapter)
+                logger.warning("trial_failed", extra={"adapter": adapter.exact_name, "error": error.message})
+            except Exception:
+                self._back_off(adapter)
+                logger.exception("trial_failed", extra={"adapter": adapter.exact_name})
+
+    def _is_due(self, adapter: Adapter) -> bool:
+        failed = self._failed.get(adapter.exact_name)
+        return self._awake(adapter.base) and (failed is None or time.monotonic() >= failed.not_before)
+
+    def _back_off(self, adapter: Adapter) -> None:
+        """A trial that failed by the version's own fault is not begun again by itself for a while, twice as long each time."""
+        failed = self._failed.get(adapter.exact_name)
+        pause_seconds = LOOK_SECONDS if failed is None else min(2 * failed.pause_seconds, LONGEST_PAUSE_SECONDS)
+        self._failed.put(adapter.exact_name, _Failed(pause_seconds, time.monotonic() + pause_seconds))
 
     def close(self) -> None:
         for task in self._running.values():
@@ -114,13 +156,16 @@ class Tryouts:
                     golden = await self._run(lambda: admissions.golden(adapter))
                     reasons = await tryout.faults(self._asking(adapter), adapter, golden)
             except TimeoutError:
+                self._back_off(adapter)
                 raise Unavailable(f"trying {adapter.exact_name} took longer than {self._timeout_seconds:g} s") from None
-        if reasons:
-            await self._run(lambda: admissions.reject(adapter, reasons))
-            return Admission(REJECTED, adapter, tuple(reasons))
-        await self._warm(adapter)
-        await self._run(lambda: admissions.admit(adapter))
-        return Admission(READY, adapter)
+        # Another gateway may have been quicker: what the store holds afterwards is the outcome.
+        try:
+            if reasons:
+                return await self._run(lambda: admissions.reject(adapter, reasons))
+            await self._warm(adapter)
+            return await self._run(lambda: admissions.admit(adapter))
+        except NotFound:
+            return Admission(REJECTED, adapter, ("it was taken away while it was tried: publish it again.",))
 
     async def _warm(self, adapter: Adapter) -> None:
         """Have replicas load it where the version is in use whose place it takes."""

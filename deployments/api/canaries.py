@@ -16,7 +16,7 @@ from adapters_store import canary as store
 from adapters_store.adapter import Adapter
 from adapters_store.canary import Canary, Shadow
 from adapters_store.errors import InvalidRequest, NotFound
-from adapters_store.names import ModelRef, check_version
+from adapters_store.names import check_version
 from adapters_store.tally import Tally
 from adapters_store.trials import CANARY, SHADOW, STABLE
 from deployments.api.body import read_body
@@ -158,8 +158,7 @@ async def _parsed(request: Request, body: type[Body], example: str) -> Body:
 
 async def _check_served(services: Services, owner: str, name: str, version: str) -> None:
     """The version is of a base model that is served here; its existence is settled with it."""
-    ref = ModelRef(owner, name, None, check_version(version))
-    adapter = await services.run(lambda: services.registry.read(ref))
+    adapter = await services.run(lambda: services.registry.served(owner, name, check_version(version)))
     if adapter.base not in services.bases:
         raise InvalidRequest(f"{adapter.exact_name} is an adapter of {adapter.base}, which is not served here", param="version")
 

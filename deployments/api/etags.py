@@ -8,11 +8,15 @@ from fastapi import Depends, Header
 
 
 def quoted(etag: str) -> str:
-    return '"' + etag.strip('"') + '"'
+    return f'"{bare(etag)}"'
 
 
-def _bare(if_match: Annotated[str | None, Header()] = None) -> str | None:
-    return if_match.strip('"') if if_match is not None else None
+def bare(etag: str) -> str:
+    return etag.strip('"')
 
 
-IfMatch = Annotated[str | None, Depends(_bare)]
+def _if_match(if_match: Annotated[str | None, Header()] = None) -> str | None:
+    return bare(if_match) if if_match is not None else None
+
+
+IfMatch = Annotated[str | None, Depends(_if_match)]

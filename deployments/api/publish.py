@@ -11,7 +11,7 @@ from fastapi import Depends, Query
 from fastapi.responses import JSONResponse
 
 from adapters_store.adapter import Adapter, version_of
-from adapters_store.admissions import PENDING, READY, REJECTED
+from adapters_store.admissions import PENDING, READY, REJECTED, Admission
 from adapters_store.errors import InvalidAdapter, InvalidRequest
 from adapters_store.history import Actor
 from adapters_store.labels import NO_CHANGE, LabelChange
@@ -50,7 +50,7 @@ async def publish_folder(services: Services, files: Path, wanted: Wanted) -> Pub
         published = await _publish_warm(services, files, wanted)
     else:
         published = await services.run(lambda: _publish(services, files, wanted, wanted.alias))
-    published = await _admitted(services, published)
+    published = await _admitted(services, published, wanted.alias)
     await settle_published(services, published, wanted)
     return published
 
@@ -60,7 +60,7 @@ async def publish_known(services: Services, version: str, wanted: Wanted) -> Pub
     await services.warming.before_move(wanted.owner, wanted.name, wanted.alias, version)
     published = await services.run(lambda: _point(services, version, wanted))
     if published is not None:
-        published = await _admitted(services, published)
+        published = await _admitted(services, published, wanted.alias)
         await settle_published(services, published, wanted)
     return published
 
@@ -71,13 +71,13 @@ async def settle_published(services: Services, published: Published, wanted: Wan
         await services.settle(wanted.owner, wanted.name)
 
 
-def published_response(published: Published, alias: str) -> JSONResponse:
+def published_response(published: Published) -> JSONResponse:
     adapter = published.adapter
     where = f"/api/v1/adapters/{adapter.owner}/{adapter.name}"
     if published.pending:
         body = {**version_fields(adapter), "aliases": [], "status": PENDING}
         return JSONResponse(body, 202, {"location": f"{where}/versions/{adapter.version}"})
-    body = {**version_fields(adapter), "aliases": [alias], "status": READY}
+    body = {**version_fields(adapter), "aliases": [published.alias] if published.alias is not None else [], "status": READY}
     return JSONResponse(body, 201 if published.created else 200, {"location": where})
 
 
@@ -97,14 +97,21 @@ def version_fields(adapter: Adapter) -> Mapping[str, Any]:
     }
 
 
-async def _admitted(services: Services, published: Published) -> Published:
+async def _admitted(services: Services, published: Published, alias: str) -> Published:
     """Tried on a replica, if it has to be and one is awake. Raises InvalidAdapter when it was rejected."""
     if not published.pending:
         return published
-    found = await services.tryouts.after_publish(published.adapter)
+    return as_published(await services.tryouts.after_publish(published.adapter), published, alias)
+
+
+def as_published(found: Admission, published: Published, alias: str) -> Published:
+    """`published`, for which `alias` was wanted, by what the store holds of it now. Raises InvalidAdapter when it was rejected."""
     if found.status == REJECTED:
         raise InvalidAdapter(found.reasons, param="files")
-    return published if found.status == PENDING else replace(published, pending=False, alias_moved=True)
+    if found.status == PENDING:
+        return replace(published, pending=True)
+    points = alias in found.aliases
+    return replace(published, pending=False, alias=alias if points else None, alias_moved=points)
 
 
 async def _publish_warm(services: Services, files: Path, wanted: Wanted) -> Published:

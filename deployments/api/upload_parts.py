@@ -20,8 +20,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters_store.adapter import AdapterFile
-from adapters_store.errors import InvalidRequest, NotFound, Overloaded, TooSlow
-from adapters_store.names import ModelRef
+from adapters_store.errors import InvalidAdapter, InvalidRequest, NotFound, Overloaded, TooSlow
 from adapters_store.registry import Published
 from adapters_store.upload_assembly import FileProgress
 from adapters_store.upload_session import UploadSession
@@ -29,7 +28,7 @@ from deployments.api.body import check_declared_length, read_body
 from deployments.api.caller import Changing
 from deployments.api.labels import UploadLabels
 from deployments.api.openapi import json_body
-from deployments.api.publish import UploadAlias, Wanted, publish_folder, publish_known, published_response
+from deployments.api.publish import UploadAlias, Wanted, as_published, publish_folder, publish_known, published_response
 from deployments.api.services import Services, services_of
 from deployments.api.spool import Spool, receive_whole
 from deployments.api.uploads import staging_folder
@@ -122,7 +121,7 @@ async def put_part(request: Request, caller: Changing, owner: str, name: str, up
 async def commit_upload(
     request: Request, caller: Changing, labels: UploadLabels, owner: str, name: str, upload: str, alias: UploadAlias
 ) -> JSONResponse:
-    """Answers as the one-shot upload does. Again is harmless. 409 while parts are missing, or when a file is not what was announced."""
+    """Answers as the one-shot upload does, and so when it is repeated. 409 while parts are missing, or a file is not what was announced."""
     services = services_of(request)
     resumable = services.resumable
     try:
@@ -131,10 +130,9 @@ async def commit_upload(
         version = await services.run(lambda: resumable.sessions.finished(caller.id, upload))
         if version is None:
             raise
-        adapter = await services.run(lambda: services.registry.read(ModelRef(owner, name, None, version)))
-        return published_response(Published(adapter, created=False, alias_moved=False), alias)
+        return published_response(await _as_before(services, owner, name, version, alias))
     wanted = Wanted(owner, name, caller.actor, labels, alias)
-    return published_response(await resumable.commit(upload, lambda: _publish(services, session, wanted)), alias)
+    return published_response(await resumable.commit(upload, lambda: _publish(services, session, wanted)))
 
 
 @router.delete(_UPLOAD, summary="Cancel a resumable upload")
@@ -165,11 +163,24 @@ async def _receive(request: Request, folder: Path, services: Services, size_byte
 
 
 async def _publish(services: Services, session: UploadSession, wanted: Wanted) -> Published:
-    published = await publish_known(services, session.version, wanted)
-    if published is None:
-        published = await _assemble_and_publish(services, session, wanted)
-    await services.run(lambda: services.resumable.sessions.finish(session))
+    sessions = services.resumable.sessions
+    try:
+        published = await publish_known(services, session.version, wanted)
+        if published is None:
+            published = await _assemble_and_publish(services, session, wanted)
+    except InvalidAdapter:  # what it is has been found out, and a repeated commit is told the same
+        await services.run(lambda: sessions.finish(session))
+        raise
+    await services.run(lambda: sessions.finish(session))
     return published
+
+
+async def _as_before(services: Services, owner: str, name: str, version: str, alias: str) -> Published:
+    """What a commit that has ended answers again, by what its version is now. Raises InvalidAdapter when it was rejected."""
+    found = await services.run(lambda: services.registry.admissions.of(owner, name, version))
+    if found.adapter is None:
+        raise InvalidAdapter(found.reasons, param="files")
+    return as_published(found, Published(found.adapter, created=False, alias_moved=False), alias)
 
 
 async def _assemble_and_publish(services: Services, session: UploadSession, wanted: Wanted) -> Published:
@@ -184,6 +195,8 @@ async def _assemble_and_publish(services: Services, session: UploadSession, want
         await services.run(assemble)
         try:
             return await publish_folder(services, files, wanted)
+        except InvalidAdapter:
+            raise
         except InvalidRequest:
             await services.run(lambda: resumable.sessions.cancel(session))  # it will not become fit: nothing of it is kept
             raise

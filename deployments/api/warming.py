@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from adapters_store.adapter import Adapter
 from adapters_store.errors import InvalidRequest, LorikeetError, NotFound, NotReady
 from adapters_store.history import version_before
-from adapters_store.names import ModelRef, check_version
+from adapters_store.names import check_version
 
 if TYPE_CHECKING:
     from adapters_store.registry import Registry
@@ -52,7 +52,7 @@ class Warming:
 
     async def before_move(self, owner: str, name: str, alias: str, version: str) -> None:
         """`alias` is about to serve `version` (or what it is a unique prefix of), to some or to all."""
-        await self._prepare(lambda: self._change(self._registry.read(ModelRef(owner, name, None, check_version(version))), alias))
+        await self._prepare(lambda: self._change(self._registry.served(owner, name, check_version(version)), alias))
 
     async def before_rollback(self, owner: str, name: str, alias: str) -> None:
         """`alias` is about to go back to the version that it had before."""
@@ -92,7 +92,7 @@ class Warming:
         now = self._registry.serving(owner, name, alias)
         oldest_first = tuple(reversed(self._registry.aliases.history(owner, name)))
         version = version_before(oldest_first, alias, now[0].version) if now else None
-        return self._change(self._registry.read(ModelRef(owner, name, None, version)), alias) if version is not None else None
+        return self._change(self._registry.served(owner, name, version), alias) if version is not None else None
 
     def _promotion(self, owner: str, name: str, alias: str) -> _Change | None:
         now = self._registry.serving(owner, name, alias)

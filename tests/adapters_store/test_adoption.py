@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from adapters_store import lookup
 from adapters_store.adoption import AdoptionRules
-from adapters_store.errors import InvalidAdapter, NotFound, Unavailable
+from adapters_store.disk import KEPT_FREE_BYTES
+from adapters_store.errors import Conflict, InvalidAdapter, NotFound, StoreUnavailable, Unavailable
 from adapters_store.history import Actor
 from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectStore
@@ -201,5 +206,133 @@ def test_retired_copied_folder_stays_retired_until_it_is_copied_again(store: Obj
     registry.retirement.retire("acme", "support", by=Actor("k"))
     with pytest.raises(NotFound):
         registry.read(REF)
+    copy(store, b"two")
+    assert registry.read(REF).created_by == "adopted"
+
+
+def test_a_scratch_folder_that_is_not_there_is_made(store: ObjectStore, inspector: Inspector, tmp_path: Path) -> None:
+    copy(store, b"one")
+    rules = AdoptionRules(inspector, scratch=tmp_path / "fresh" / "uploads")
+    assert Registry(store, adoption=rules).read(REF).created_by == "adopted"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        OSError("broken"),
+        StoreUnavailable("away"),
+        Conflict("for another base"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_an_adoption_that_fails_does_not_take_down_what_is_served(local_store: ObjectStore, error: Exception) -> None:
+    copy(local_store, b"one")
+    one = Registry(local_store, adoption=AdoptionRules(lambda _: Fit("smollm2-135m", 4))).read(REF)
+    tries = 0
+
+    def fail(folder: Path) -> Fit:
+        nonlocal tries
+        tries += 1
+        raise error
+
+    copy(local_store, b"two")
+    failing = Registry(local_store, adoption=AdoptionRules(fail))
+    assert failing.read(REF) == one and failing.read(REF) == one
+    assert tries == 1, "each try downloads the folder: not at each request"
+
+
+def test_a_failed_adoption_is_tried_again_after_a_while(local_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy(local_store, b"one")
+    faults = [None, StoreUnavailable("away"), None]
+
+    def inspect(folder: Path) -> Fit:
+        if (fault := faults.pop(0)) is not None:
+            raise fault
+        return Fit("smollm2-135m", 4)
+
+    registry = Registry(local_store, adoption=AdoptionRules(inspect))
+    one = registry.read(REF)
+    copy(local_store, b"two")
+    assert registry.read(REF) == one
+    monkeypatch.setattr(lookup, "RETRY_SECONDS", 0.0)
+    assert registry.read(REF) != one
+
+
+def test_a_folder_that_never_rests_does_not_take_down_what_is_served(local_store: ObjectStore) -> None:
+    copy(local_store, b"one")
+    one = Registry(local_store, adoption=AdoptionRules(lambda _: Fit("smollm2-135m", 4))).read(REF)
+    contents = iter(range(100))
+
+    def inspect(folder: Path) -> Fit:
+        copy(local_store, b"%d" % next(contents))
+        return Fit("smollm2-135m", 4)
+
+    copy(local_store, b"start")
+    assert Registry(local_store, adoption=AdoptionRules(inspect)).read(REF) == one
+
+
+def test_a_disk_without_room_is_said_before_anything_is_downloaded(
+    local_store: ObjectStore, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=KEPT_FREE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    copy(local_store, b"one")
+    with pytest.raises(Unavailable, match="no room"):
+        Registry(local_store, adoption=AdoptionRules(inspector)).read(REF)
+    assert inspector.calls == 0
+
+
+Change = Callable[[Registry, str], object]
+BY = Actor("k")
+CHANGES: dict[str, Change] = {
+    "move": lambda registry, version: registry.aliases.move("acme", "support", "production", version, by=BY),
+    "roll back": lambda registry, version: registry.aliases.roll_back("acme", "support", by=BY),
+    "promote": lambda registry, version: registry.canaries.promote("acme", "support", "production", by=BY),
+    "publish again": lambda registry, version: registry.publish_known("acme", "support", version, created_by=BY),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_move_adopts_nothing_and_is_not_undone_by_what_was_copied_before_it(
+    store: ObjectStore, registry: Registry, inspector: Inspector, change: str
+) -> None:
+    copy(store, b"one")
+    one = registry.read(REF)
+    copy(store, b"two")
+    two = registry.read(REF)
+    if change == "promote":
+        registry.canaries.start("acme", "support", "production", one.version, weight=5, guard=None, by=BY)
+    copy(store, b"three")
+    assert registry.aliases.history("acme", "support")[0].after == two.version
+    CHANGES[change](registry, one.version)
+    assert registry.read(REF) == one
+    assert inspector.calls == 2
+    copy(store, b"four")
+    assert registry.read(REF) not in (one, two)
+
+
+def test_versions_are_retired_and_brought_back_beside_a_folder_that_cannot_be_adopted(store: ObjectStore, registry: Registry) -> None:
+    copy(store, b"one")
+    one = registry.read(REF)
+    copy(store, b"two")
+    registry.read(REF)
+    store.put(f"{PREFIX}adapter_model.safetensors", b"bad")
+    registry.retirement.retire_version("acme", "support", one.version)
+    registry.retirement.undelete_version("acme", "support", one.version)
+    registry.canaries.start("acme", "support", "production", one.version, weight=5, guard=None, by=BY)
+    registry.canaries.abort("acme", "support", "production", by=BY)
+    assert "retire" not in {move.why for move in registry.aliases.history("acme", "support")}
+    registry.retirement.retire("acme", "support", by=BY)
+    with pytest.raises(NotFound):
+        registry.read(REF)
+
+
+def test_a_copied_folder_can_be_deleted_before_anybody_asked_for_it(store: ObjectStore, registry: Registry, inspector: Inspector) -> None:
+    copy(store, b"one")
+    registry.retirement.retire("acme", "support", by=BY)
+    with pytest.raises(NotFound):
+        registry.read(REF)
+    assert inspector.calls == 0
     copy(store, b"two")
     assert registry.read(REF).created_by == "adopted"

@@ -103,6 +103,18 @@ def test_what_is_not_deleted_or_published_again_is_not_undeleted(registry: Regis
     assert registry.read(REF).version == two
 
 
+def test_deleting_what_only_waited_keeps_what_was_deleted_before(store: ObjectStore, publish: Publish) -> None:
+    trying = Registry(store, tries=True)
+    one = publish("one")
+    trying.retirement.retire("acme", "support", by=BY)
+    two = publish("two", trying)
+    trying.retirement.retire("acme", "support", by=BY)
+    trying.retirement.undelete("acme", "support", by=BY)
+    detail = trying.describe("acme", "support")
+    assert (detail.aliases, [adapter.version for adapter in detail.versions]) == ({"production": one}, [one])
+    assert detail.rejected == (two,)
+
+
 def test_garbage_is_what_was_retired_a_grace_period_ago(store: ObjectStore, registry: Registry, publish: Publish) -> None:
     one, two, three = publish("one"), publish("two"), publish("three")
     registry.retirement.retire_version("acme", "support", one)
@@ -132,6 +144,37 @@ def test_a_deleted_adapter_is_collected_and_can_be_published_again(store: Object
     assert publish("one") == one
     assert is_whole(store, one)
     assert registry.read(REF).version == one
+
+
+def collect_and_forget(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage is collected, and again a day later, when the marks of the first time are dropped."""
+    collect(registry)
+    monkeypatch.setattr(garbage, "REMOVED_KEPT_SECONDS", 0.0)
+    collect(registry)
+
+
+def test_rolling_back_to_what_was_collected_long_ago_moves_nothing(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = publish("one"), publish("two")
+    registry.retirement.retire_version("acme", "support", one)
+    collect_and_forget(registry, monkeypatch)
+    with pytest.raises(Conflict, match="were removed"):
+        registry.aliases.roll_back("acme", "support", by=BY)
+    assert registry.read(REF).version == two
+
+
+def test_an_adapter_that_was_collected_long_ago_is_not_undeleted(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("one")
+    registry.retirement.retire("acme", "support", by=BY)
+    collect_and_forget(registry, monkeypatch)
+    with pytest.raises(Conflict, match="were removed"):
+        registry.retirement.undelete("acme", "support", by=BY)
+    with pytest.raises(NotFound):
+        registry.describe("acme", "support")
+    assert [move.why for move in registry.aliases.history("acme", "support")] == ["retire", "publish"]
 
 
 def test_files_of_a_dead_upload_are_collected_when_they_are_old(store: ObjectStore, registry: Registry, publish: Publish) -> None:

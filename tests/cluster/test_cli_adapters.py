@@ -54,6 +54,17 @@ def test_alias_rollback_and_history(asking: Command, push) -> None:
     assert [line.split()[2] for line in lines] == ["staging"] * 2
 
 
+def test_show_tells_the_etag_that_a_change_is_bound_to(asking: Command, push) -> None:
+    push("one")
+    push("two")
+    line = asking("adapters", "show", NAME).stdout.splitlines()[1].split()
+    assert line[0] == "etag"
+    assert json.loads(asking("adapters", "show", NAME, "--json").stdout)["etag"] == line[1]
+    assert asking("adapters", "rollback", NAME, "--if-match", line[1]).returncode == 0
+    again = asking("adapters", "rollback", NAME, "--if-match", line[1])
+    assert again.returncode == 1 and "changed by somebody else" in again.stderr
+
+
 def test_canary_shadow_and_their_ends(asking: Command, push) -> None:
     one, two = push("one"), push("two", name=f"{NAME}:beta")
     assert shown(asking) == {"production": one, "beta": two}

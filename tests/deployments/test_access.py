@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from adapters_store.access import Scope
+from adapters_store.adoption import AdoptionRules
 from adapters_store.errors import InvalidAdapter
 from adapters_store.history import Actor
 from adapters_store.keys import KeyRing
 from adapters_store.objects import open_store
+from adapters_store.registry import Registry
 from adapters_store.validate import Fit
 from deployments.api.app import PREFIXES, build_routes
 from deployments.api.context import RequestContext
@@ -293,9 +295,6 @@ async def test_a_refused_copy_of_files_over_a_private_adapter_stays_hidden(api: 
     def refuse(folder) -> Fit:
         raise InvalidAdapter(["secret reason"])
 
-    from adapters_store.adoption import AdoptionRules
-    from adapters_store.registry import Registry
-
     store = open_store(f"file://{tmp_path / 'store'}")
     registry = Registry(store, adoption=AdoptionRules(refuse))
     registry.retirement.retire("acme", "secret", by=Actor("k"))
@@ -306,3 +305,20 @@ async def test_a_refused_copy_of_files_over_a_private_adapter_stays_hidden(api: 
     for who, status in (("owner", 400), ("other", 404)):
         answer = await ask(api, who, "POST", "chat/completions", json={**CHAT, "model": SECRET})
         assert answer.status_code == status, answer.text
+
+
+async def test_why_a_version_of_a_public_adapter_is_not_served_is_its_owners_to_know(api: Gateway, tmp_path: Path) -> None:
+    """The reasons may quote golden prompts."""
+    trying = Registry(open_store(f"file://{tmp_path / 'store'}"), tries=True)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_text("new")
+    version = trying.publish(folder, "acme", "open", Fit(BASE, 8), created_by=Actor("k"), alias="beta").adapter
+    chat = {"json": {**CHAT, "model": version.exact_name}}
+    waiting = await ask(api, "other", "POST", "chat/completions", **chat)
+    assert (waiting.status_code, api.dispatch.asked) == (404, []), "a stranger's request has it tried"
+    trying.admissions.reject(version, ["golden prompt 1 quotes a secret."])
+    told = {who: await ask(api, who, "POST", "chat/completions", **chat) for who in ("owner", "other")}
+    assert told["owner"].status_code == told["other"].status_code == 404
+    assert "quotes a secret" in told["owner"].text
+    assert "secret" not in told["other"].text and told["other"].json()["error"] == waiting.json()["error"]

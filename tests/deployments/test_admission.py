@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from adapters_store.adapter import Adapter
+from adapters_store.admissions import Admissions
 from adapters_store.errors import InternalError, InvalidAdapter
+from adapters_store.history import Actor
 from adapters_store.names import ModelRef
+from adapters_store.own_settings import Golden
 from adapters_store.validate import Fit
 from deployments.api import admission
 from tests.deployments.gateway import BASE, CHAT, Gateway, gateway
@@ -42,6 +47,13 @@ async def push(running: Gateway, upload: dict[str, bytes], query: str = "") -> t
 
 async def ask(running: Gateway, model: str = "acme/support") -> int:
     return (await running.client.post(CHATS, json={**CHAT, "model": model})).status_code
+
+
+def adapter_of(running: Gateway, body: dict[str, object]) -> Adapter:
+    """The version that an upload answered with."""
+    found = running.services.registry.admissions.of("acme", "support", str(body["version"])).adapter
+    assert found is not None
+    return found
 
 
 async def until_status(running: Gateway, url: str, status: str) -> None:
@@ -119,6 +131,51 @@ async def test_what_waits_is_tried_as_soon_as_a_replica_is_awake(admitting: Gate
         task.cancel()
 
 
+@pytest.mark.parametrize("error", [InternalError("its settings are damaged"), RuntimeError("a bug")])
+async def test_a_version_that_cannot_be_tried_holds_up_no_other(
+    admitting: Gateway, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
+    admitting.states[BASE] = "asleep"
+    admissions = admitting.services.registry.admissions
+    uploads = [(await push(admitting, files(weights), f"?alias={weights.decode()}"))[1]["version"] for weights in (b"one", b"two")]
+    bad, good = sorted(map(str, uploads))  # as their markers are looked at
+    golden, tries = admissions.golden, 0
+
+    def failing(adapter: Adapter) -> tuple[Golden, ...]:
+        nonlocal tries
+        if adapter.version != bad:
+            return golden(adapter)
+        tries += 1
+        raise error
+
+    monkeypatch.setattr(admissions, "golden", failing)
+    admitting.states[BASE] = "ready"
+    task = asyncio.create_task(admitting.services.tryouts.keep_trying())
+    try:
+        await until_status(admitting, f"{URL}/versions/{good}", "ready")
+        await asyncio.sleep(1.0)
+    finally:
+        task.cancel()
+    assert 2 <= tries <= 7, "it is tried again, and ever more rarely: not at each of some fifty looks"
+    assert (await admitting.client.get(f"{URL}/versions/{bad}")).json()["status"] == "pending"
+
+
+async def test_a_version_whose_trial_takes_too_long_is_not_tried_again_at_once(admitting: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    admitting.states[BASE] = "asleep"
+    waiting = adapter_of(admitting, (await push(admitting, files()))[1])
+    tryouts, gate = admitting.services.tryouts, threading.Event()
+    monkeypatch.setattr(admitting.services.registry.admissions, "golden", lambda _: gate.wait(20))
+    monkeypatch.setattr(tryouts, "_timeout_seconds", 0.02)
+    admitting.states[BASE] = "ready"
+    assert tryouts._is_due(waiting)
+    await tryouts._try_waiting(waiting)
+    gate.set()
+    assert not tryouts._is_due(waiting)
+    monkeypatch.undo()
+    assert await ask(admitting) == 200, "who asks for it has it tried all the same"
+
+
 async def test_a_later_publish_is_not_undone_by_an_earlier_one_that_waited(admitting: Gateway) -> None:
     admitting.states[BASE] = "asleep"
     _, first = await push(admitting, files(b"one"))
@@ -141,6 +198,108 @@ async def test_a_version_is_warm_where_it_will_be_asked_for_before_it_is_served(
     admitting.engine.adapted = BASE_ROWS
     await push(admitting, files(b"three"))
     assert len(admitting.warmer.succeeded) == 1, "what is rejected is loaded nowhere else"
+
+
+def meanwhile(running: Gateway, happens: Callable[[Admissions, Adapter], object]) -> None:
+    """Have another gateway be quicker: `happens` when the next trial here has begun."""
+    admissions = running.services.registry.admissions
+    golden = admissions.golden
+
+    def late(adapter: Adapter) -> tuple[Golden, ...]:
+        admissions.golden = golden  # type: ignore[method-assign]
+        happens(admissions, adapter)
+        return golden(adapter)
+
+    admissions.golden = late  # type: ignore[method-assign]
+
+
+async def test_what_another_gateway_rejected_is_told_as_rejected(admitting: Gateway) -> None:
+    meanwhile(admitting, lambda admissions, adapter: admissions.reject(adapter, ["it is worse elsewhere."]))
+    status, body = await push(admitting, files())
+    assert status == 400 and "worse elsewhere" in body["error"]["message"]
+    assert await ask(admitting) == 404
+
+
+async def test_what_another_gateway_admitted_is_told_as_ready(admitting: Gateway) -> None:
+    admitting.engine.error = InternalError("a bad day here")
+    meanwhile(admitting, lambda admissions, adapter: admissions.admit(adapter))
+    status, body = await push(admitting, files())
+    assert (status, body["status"], body["aliases"]) == (201, "ready", ["production"])
+
+
+async def test_an_alias_that_has_moved_on_is_not_claimed(admitting: Gateway) -> None:
+    _, first = await push(admitting, files())
+
+    def admit_and_move(admissions: Admissions, adapter: Adapter) -> None:
+        admissions.admit(adapter)
+        admitting.services.registry.aliases.move("acme", "support", "production", str(first["version"]), by=Actor("k"))
+
+    meanwhile(admitting, admit_and_move)
+    status, body = await push(admitting, files(b"two"))
+    assert (status, body["status"], body["aliases"]) == (201, "ready", [])
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["withdrawn", "admitted, then retired"])
+async def test_a_version_that_is_taken_away_while_it_is_tried_is_not_told_as_ready(admitting: Gateway, gone: bool) -> None:
+    def take_away(admissions: Admissions, adapter: Adapter) -> None:
+        if gone:
+            admissions.admit(adapter)
+        admitting.services.registry.retirement.retire("acme", "support", by=Actor("k"))
+
+    meanwhile(admitting, take_away)
+    status, body = await push(admitting, files())
+    assert status == 400 and ("retired" if not gone else "taken away") in body["error"]["message"]
+
+
+async def labels(running: Gateway) -> tuple[object, object]:
+    shown = (await running.client.get(URL)).json()
+    return shown["tags"], shown["visibility"]
+
+
+async def test_labels_of_a_pending_version_come_with_it(admitting: Gateway) -> None:
+    await push(admitting, files(), "?tag=task=chat")
+    admitting.states[BASE] = "asleep"
+    status, _ = await push(admitting, files(b"two"), "?tag=task=summary&visibility=private")
+    assert (status, await labels(admitting)) == (202, ({"task": "chat"}, "public")), "the old version is served, under the old labels"
+    await push(admitting, files(b"two"))
+    admitting.states[BASE] = "ready"
+    await push(admitting, files(b"two"))
+    assert await labels(admitting) == ({"task": "summary"}, "private")
+
+
+async def test_a_rejected_version_changes_no_labels(admitting: Gateway) -> None:
+    await push(admitting, files(), "?tag=task=chat")
+    admitting.engine.adapted = BASE_ROWS
+    status, _ = await push(admitting, files(b"two"), "?tag=task=summary&visibility=private")
+    assert (status, await labels(admitting)) == (400, ({"task": "chat"}, "public"))
+
+
+async def test_a_name_that_serves_nothing_yet_is_hidden_from_the_start(admitting: Gateway) -> None:
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files(), "?tag=task=chat&visibility=private")
+    assert await labels(admitting) == ({"task": "chat"}, "private")
+
+
+async def test_labels_of_what_waited_do_not_undo_later_ones(admitting: Gateway) -> None:
+    await push(admitting, files())
+    admitting.states[BASE] = "asleep"
+    _, first = await push(admitting, files(b"two"), "?tag=task=first&tag=kept=yes&visibility=public")
+    _, second = await push(admitting, files(b"three"), "?tag=task=second")
+    await admitting.client.patch(URL, json={"visibility": "private"})
+    for body in (second, first):
+        admitting.services.registry.admissions.admit(adapter_of(admitting, body))
+    assert await labels(admitting) == ({"task": "second", "kept": "yes"}, "private")
+
+
+async def test_tags_that_have_no_room_any_more_do_not_keep_a_version_from_being_served(admitting: Gateway) -> None:
+    await push(admitting, files())
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files(b"two"), "?tag=one=more&visibility=private")
+    many = {f"tag{number}": "x" for number in range(16)}
+    assert (await admitting.client.patch(URL, json={"tags": many})).status_code == 200
+    admitting.states[BASE] = "ready"
+    assert (await push(admitting, files(b"two")))[0] == 200
+    assert await labels(admitting) == (many, "private")
 
 
 async def test_an_engine_that_fails_on_a_version_rejects_it(admitting: Gateway) -> None:

@@ -23,6 +23,7 @@ async def publish(api: Gateway, content: str, alias: str = "production") -> str:
 async def aliases(api: Gateway) -> tuple[dict[str, str], str]:
     """The aliases, and the etag of them."""
     response = await api.client.get(URL)
+    assert response.headers["etag"] == f'"{response.json()["etag"]}"'
     return response.json()["aliases"], response.headers["etag"]
 
 

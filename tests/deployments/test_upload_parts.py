@@ -20,7 +20,8 @@ from adapters_store.keys import KeyRing
 from adapters_store.objects import open_store
 from adapters_store.validate import Fit
 from deployments.api import body, resumable, upload_parts
-from tests.deployments.gateway import BASE, Gateway, gateway
+from tests.deployments.gateway import BASE, CHAT, Gateway, gateway
+from tests.deployments.tryouts import BASE_ROWS, Engine
 
 URL = "/api/v1/adapters/acme/support/uploads"
 VERSIONS = "/api/v1/adapters/acme/support/versions"
@@ -197,7 +198,56 @@ async def test_an_unfit_adapter_is_refused_and_nothing_of_it_kept(uploads: Gatew
     response = await commit(uploads, upload)
     assert (response.status_code, response.json()["error"]["message"]) == (400, "Rank 64 is above 16.")
     assert (await uploads.client.get(f"{URL}/{upload['id']}")).status_code == 404
-    assert not [path for path in (uploads.uploads.parent / "store" / "uploads").rglob("*") if path.is_file()]
+    (kept,) = [path for path in (uploads.uploads.parent / "store" / "uploads").rglob("*") if path.is_file()]
+    assert kept.parent.name == "done" and "Rank" not in kept.read_text(), "which version it would have been is all that is kept"
+    again = await commit(uploads, upload)
+    assert (again.status_code, again.json()["error"]["message"]) == (400, "Rank 64 is above 16.")
+
+
+async def test_a_refused_adapter_may_be_sent_again(uploads: Gateway, inspector: Inspector) -> None:
+    for refuses, status in ((True, 400), (False, 201)):
+        inspector.refuses = refuses
+        upload = await begin(uploads)
+        await send_missing(uploads, upload)
+        assert (await commit(uploads, upload)).status_code == status
+    assert (await commit(uploads, upload)).status_code == 200
+
+
+@pytest.fixture
+async def trying(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that tries what is published."""
+    async with gateway(tmp_path, tries=True, uploads=LIMITS) as running:
+        running.engine = Engine()
+        running.services.tryouts._dispatch = running.engine
+        yield running
+
+
+async def test_a_repeated_commit_of_what_waits_to_be_tried_answers_as_the_first(trying: Gateway) -> None:
+    trying.states[BASE] = "asleep"
+    upload = await begin(trying)
+    await send_missing(trying, upload)
+    first, again = await commit(trying, upload), await commit(trying, upload)
+    assert (first.status_code, first.json()["status"]) == (202, "pending")
+    assert (again.status_code, again.json()) == (202, first.json())
+    trying.states[BASE] = "ready"
+    assert (await trying.client.post("/api/v1/chat/completions", json={**CHAT, "model": "acme/support"})).status_code == 200
+    ready = await commit(trying, upload)
+    assert (ready.status_code, ready.json()["status"], ready.json()["aliases"]) == (200, "ready", ["production"])
+
+
+@pytest.mark.parametrize("waited", [False, True], ids=["tried at once", "tried later"])
+async def test_a_repeated_commit_of_what_was_rejected_says_why(trying: Gateway, waited: bool) -> None:
+    trying.engine.adapted = BASE_ROWS
+    upload = await begin(trying)
+    await send_missing(trying, upload)
+    if waited:
+        trying.states[BASE] = "asleep"
+        assert (await commit(trying, upload)).status_code == 202
+        trying.states[BASE] = "ready"
+        await trying.client.post("/api/v1/chat/completions", json={**CHAT, "model": "acme/support"})
+    for _ in range(2):
+        response = await commit(trying, upload)
+        assert response.status_code == 400 and "exactly like its base" in response.json()["error"]["message"]
 
 
 async def test_a_part_of_another_size_is_refused(uploads: Gateway) -> None:
