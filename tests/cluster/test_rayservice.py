@@ -72,6 +72,12 @@ def test_every_pod_starts_with_the_environment_of_the_deployments(manifest: dict
         assert {name: given.get(name) for name in node_environment()} == node_environment()
 
 
+def test_boto3_finds_the_region_in_every_pod(manifest: dict[str, Any]) -> None:
+    for container in containers(manifest):
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert given["AWS_DEFAULT_REGION"] == given["AWS_REGION"] != ""
+
+
 def test_gpu_workers_scale_from_zero_beside_a_head_without_replicas(manifest: dict[str, Any]) -> None:
     cluster = manifest["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"]
