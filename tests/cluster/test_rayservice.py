@@ -90,6 +90,14 @@ def test_gpu_workers_scale_from_zero_beside_a_head_without_replicas(manifest: di
         assert model.resources.cpus <= int(resources["requests"]["cpu"])
 
 
+def test_no_client_is_sent_to_a_worker(manifest: dict[str, Any]) -> None:
+    """Nothing listens there. The Service selects workers too, and the operator's own probe keeps them out of it: they are not ready."""
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"])["proxy_location"] == "HeadOnly"
+    for group in manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        for container in group["template"]["spec"]["containers"]:
+            assert "readinessProbe" not in container
+
+
 def test_ray_keeps_its_tables_in_redis_and_the_password_in_a_secret(manifest: dict[str, Any]) -> None:
     redis = manifest["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     assert redis["redisAddress"]
