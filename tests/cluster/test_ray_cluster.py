@@ -48,6 +48,12 @@ def test_ec2_knows_every_option_of_every_node(cluster: dict[str, Any]) -> None:
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
+def test_every_node_starts_from_a_machine_image_of_the_users_choice(cluster: dict[str, Any]) -> None:
+    """Without one Ray takes its default, whose driver is too old for the image's CUDA; AMI_ID is refused until it is filled in."""
+    images = {node["node_config"].get("ImageId") for node in cluster["available_node_types"].values()}
+    assert images == {"AMI_ID"}
+
+
 def test_gpu_workers_scale_from_zero_beside_a_cpu_head(cluster: dict[str, Any]) -> None:
     types = dict(cluster["available_node_types"])
     head = types.pop(cluster["head_node_type"])
