@@ -177,6 +177,20 @@ async def test_a_key_spreads_from_a_replica_that_others_keep_busy(bench: Bench) 
     await until(lambda: bench.fleet.choose(BASE, b"key").id == busy.address.id)  # type: ignore[union-attr]
 
 
+async def test_requests_that_pass_from_this_gateway_to_another_count_on(bench: Bench) -> None:
+    """The replica has as many as before, and this gateway's share of them has ended."""
+    [replica] = bench.start(begins_and_hangs)
+    held = [await bench.open() for _ in range(5)]
+    seen = bench.fleet._replicas["r0"]
+    replica.sender.tell_load(6)
+    await until(lambda: seen.load == 6)
+    for answer in held:
+        answer.close()
+    assert seen.load == 1
+    replica.sender.tell_load(6)
+    await until(lambda: seen.load == 6)
+
+
 async def test_closing_an_answer_cancels_it_at_its_replica(bench: Bench) -> None:
     [replica] = bench.start(begins_and_hangs)
     answer = await bench.open()
