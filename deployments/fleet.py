@@ -61,6 +61,12 @@ class Fleet:
         loads, same = [replica.load for replica in replicas], [replica.running(key) for replica in replicas]
         return replicas[self._place(key, [replica.id for replica in replicas], loads, same)[0]]
 
+    def beside(self, base: str, lost: Replica, refused: Collection[str] = ()) -> set[str]:
+        """Ids of the replicas on the machine of `lost`, as far as one on another can be called instead; they may be lost with it."""
+        if all(replica.machine == lost.machine for replica in self._usable(base, refused)):
+            return set()
+        return {at.id for at in self._known(base) if at.machine == lost.machine}
+
     def ranked(self, base: str, key: bytes) -> list[Replica]:
         """All replicas that can be called, in the order in which this placement key prefers them: the first is its home."""
         replicas = self._usable(base)
@@ -98,6 +104,7 @@ class Replica:
 
     def __init__(self, context: Context, at: ReplicaAddress, receiver: FrameReceiver, encode: AdapterEncoder) -> None:
         self.id = at.id
+        self.machine = at.machine
         self._context = context
         self._at = at
         self._receiver = receiver

@@ -63,9 +63,10 @@ class Bench:
         }
         return Dispatch(self.receiver, lambda base: self.serve, self.fleet, DispatchLimits(**{**defaults, **limits}))
 
-    def start(self, *behaviours: Behaviour, most: int = 64) -> list[DirectReplica]:
+    def start(self, *behaviours: Behaviour, most: int = 64, host: str = "127.0.0.1") -> list[DirectReplica]:
         """Replicas that Serve knows from now on."""
-        started = [DirectReplica(f"r{len(self.replicas) + number}", behaviour, most) for number, behaviour in enumerate(behaviours)]
+        begun = len(self.replicas)
+        started = [DirectReplica(f"r{begun + number}", behaviour, most, host) for number, behaviour in enumerate(behaviours)]
         self.replicas += started
         self.known = (*self.known, *(replica.address for replica in started))
         return started
@@ -246,6 +247,33 @@ async def test_a_replica_that_dies_before_the_first_token_costs_nothing(bench: B
     dying.die()
     assert await asking == b"one two three"
     assert dying.calls[0].stream_id != other.calls[0].stream_id, "frames of one try could answer another"
+
+
+async def dies(replica: DirectReplica, call: ChatCall) -> None:
+    replica.die()
+
+
+def key_that_prefers(*ids: str) -> bytes:
+    """A key whose replicas are these, in this order; `ids` are r0, r1 and so on in some order."""
+    known = sorted(ids)
+    keys = (f"{number}".encode() for number in range(10_000))
+    return next(key for key in keys if [known[index] for index in ranking(key, known)] == list(ids))
+
+
+async def test_a_lost_machine_costs_one_attempt_and_not_one_for_each_of_its_replicas(bench: Bench) -> None:
+    lost = bench.start(dies, dies, dies, host="127.0.0.2")
+    [other] = bench.start(answers)
+    assert await bench.ask(key_that_prefers("r0", "r1", "r2", "r3")) == b"one two three"
+    assert [len(replica.calls) for replica in lost] == [1, 0, 0]
+    assert len(other.calls) == 1
+
+
+async def test_replicas_beside_a_dead_one_are_called_where_there_is_no_other_machine(bench: Bench) -> None:
+    dead, full, beside = bench.start(dies, answers, answers)
+    [elsewhere] = bench.start(answers, host="127.0.0.2")
+    elsewhere.refuses = full.refuses = True
+    assert await bench.ask(key_that_prefers("r3", "r0", "r1", "r2")) == b"one two three"
+    assert [len(replica.calls) for replica in (elsewhere, dead, full, beside)] == [1, 1, 1, 1]
 
 
 async def test_the_last_replica_that_dies_leaves_a_chat_to_serve(bench: Bench) -> None:
