@@ -316,6 +316,51 @@ async def test_a_broken_connection_is_made_again(bench: Bench, monkeypatch: pyte
     answer.close()
 
 
+async def test_a_replica_hears_without_another_call_that_its_requests_are_nobodys(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the connection broke; the engine would go on for nobody."""
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    [replica] = bench.start(begins_and_hangs)
+    answer = await bench.open()
+    bench.fleet._replicas["r0"]._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: replica.forgotten == [bench.receiver.address] * 2)
+    assert len(replica.calls) == 1
+
+
+async def test_a_replica_that_is_about_to_stop_hears_it_too_before_it_is_let_go_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    [replica] = bench.start(begins_and_hangs)
+    answer = await bench.open()
+    leaving = bench.fleet._replicas["r0"]
+    bench.fleet.keep(["another"])
+    leaving._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: replica.forgotten == [bench.receiver.address] * 2)
+    await until(lambda: not bench.receiver._listeners)
+
+
+async def test_a_dead_replica_is_greeted_once_and_one_without_requests_never(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    dying, _ = bench.start(begins_and_hangs, answers)
+    answer = await bench.open(key_that_prefers("r0", "r1"))
+    dead, quiet = (bench.fleet._replicas[id] for id in ("r0", "r1"))
+    connects: list[str] = []
+    for replica in (dead, quiet):
+        connect = replica._connect
+        monkeypatch.setattr(replica, "_connect", lambda of=replica.id, connect=connect: connects.append(of) or connect())
+    dying.die()
+    quiet._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: connects)
+    await until(lambda: dead._sender is None)
+    await asyncio.sleep(0.1)  # five times as long as a second greeting would take
+    assert connects == ["r0"]
+    assert not dead._busy and not quiet._busy
+
+
 async def test_frames_that_were_lost_end_the_answers_they_were_for(bench: Bench) -> None:
     """The way back broke and was made again: the end of an answer may have been among what was lost."""
     [replica] = bench.start(begins_and_hangs)
