@@ -18,7 +18,7 @@ import yaml
 from botocore.validate import ParamValidator
 
 from configs.load import load
-from tests.cluster.nodes import INSTALLED, node_environment
+from tests.cluster.nodes import GIB, INSTALLED, held_adapters_bytes, node_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +79,12 @@ def test_a_replica_of_the_template_fits_on_a_worker(cluster: dict[str, Any]) -> 
     for model in load(ROOT / "configs" / "production.yaml").models:
         assert model.resources.gpus <= worker["GPU"]
         assert model.resources.cpus <= worker["CPU"]
+
+
+def test_the_adapters_that_a_replica_holds_leave_half_of_its_nodes_memory(cluster: dict[str, Any]) -> None:
+    memory = {"g5.2xlarge": 32 * GIB}  # by AWS's list
+    for name in ("gpu-spot", "gpu-on-demand"):
+        assert held_adapters_bytes() <= memory[cluster["available_node_types"][name]["node_config"]["InstanceType"]] / 2
 
 
 def test_every_node_starts_with_the_environment_of_the_deployments(cluster: dict[str, Any]) -> None:

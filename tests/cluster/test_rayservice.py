@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from configs.load import load
 from deployments.serve_config import serve_config
-from tests.cluster.nodes import ROOT, node_environment
+from tests.cluster.nodes import GIB, ROOT, held_adapters_bytes, node_environment
 
 MANIFEST = ROOT / "cluster" / "rayservice.yaml"
 SCHEMA = Path(__file__).parent / "kuberay" / "rayservice-v1.schema.json"
@@ -96,6 +96,13 @@ def test_no_client_is_sent_to_a_worker(manifest: dict[str, Any]) -> None:
     for group in manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         for container in group["template"]["spec"]["containers"]:
             assert "readinessProbe" not in container
+
+
+def test_the_adapters_that_a_replica_holds_leave_half_of_its_pods_memory(manifest: dict[str, Any]) -> None:
+    """For the engine's process, what it reads weights through, and Ray's object store."""
+    [worker] = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limit = worker["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    assert held_adapters_bytes() <= int(limit.removesuffix("Gi")) * GIB / 2
 
 
 def test_ray_keeps_its_tables_in_redis_and_the_password_in_a_secret(manifest: dict[str, Any]) -> None:
