@@ -105,15 +105,22 @@ class CacheFolder:
     def sweep(self) -> None:
         """Remove what dead processes left: half downloads that nobody works on, and evicted folders."""
         for folder in _folders(self._pulls):
-            lock = self.lock_pull(folder.name)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                lock.release()
+            self._sweep_pull(folder.name)
         for folder in _folders(self._trash):
             shutil.rmtree(folder, ignore_errors=True)
         for lock_file in self._locks.glob("*.use"):  # of versions whose download failed
             if not self.path(lock_file.stem).exists():
                 self._evict(lock_file.stem)
+
+    def _sweep_pull(self, version: str) -> None:
+        use_lock = try_lock(self._use_path(version), shared=True)  # no use of it: its date stays
+        if use_lock is None:
+            return  # it is being evicted; its pull lock's file may go away with it
+        pull_lock = self.lock_pull(version)
+        if pull_lock is not None:
+            shutil.rmtree(self.pull_path(version), ignore_errors=True)
+            pull_lock.release()
+        use_lock.release()
 
     def _evict(self, version: str) -> bool:
         lock = try_lock(self._use_path(version), shared=False)

@@ -38,7 +38,8 @@ app.add_typer(cli_keys.keys, name="keys")
 app.command()(cli_api.chat)
 
 EXPECTED = (
-    ConfigError, AlreadyRunning, BadKey, ApiError, LorikeetError, doctor.CheckFailed, detached.StartFailed, OSError, RuntimeError,
+    ConfigError, AlreadyRunning, BadKey, ApiError, LorikeetError, doctor.CheckFailed, detached.StartFailed, detached.StopFailed,
+    OSError, RuntimeError,
 )  # fmt: skip
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
@@ -82,8 +83,8 @@ def up(
 @app.command()
 def down(words: Words = None, config: Config = None) -> None:
     """Stop what `up` started."""
-    home = home_of(load(config, words or ()))
-    typer.echo("stopped" if detached.down(home) else f"nothing is up in {home}")
+    settings = load(config, words or ())
+    typer.echo("stopped" if detached.down(settings) else f"nothing is up in {home_of(settings)}")
 
 
 @app.command()

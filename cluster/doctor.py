@@ -86,6 +86,8 @@ def check_port(settings: Settings) -> Check:
     run = run_file.read(home(settings))
     if run is not None and run.pid != os.getpid() and run.lives and run.url.endswith(f":{port}"):
         return Check("port", "ok", f"{port} is in use by this lorikeet (pid {run.pid})")
+    if settings.ray.address:
+        return Check("port", "ok", f"{port} is in use here; Serve in the Ray cluster at {settings.ray.address} may hold it")
     remedy = f"stop it, or set gateway.port={port + 1 if port < 65535 else port - 1}"
     return Check("port", "fail", f"port {port} is in use by {ports.holder(port)}", remedy)
 

@@ -59,7 +59,7 @@ def up(config: Path | None, overrides: tuple[str, ...], progress: Progress) -> i
     with run_file.exclusive(home):
         clear_leftovers(home, progress)
         url = base_url(settings)
-        launch = Launch(settings, home, url, Run.begin(url, config, overrides))
+        launch = Launch(settings, home, url, Run.begin(url, config, overrides, settings.ray.address))
         os.environ[RUN_ID] = launch.run.run_id  # inherited by every process from here on
         signals = StopSignals(lambda: kill_run(launch.run.run_id))
         signals.install()
@@ -88,14 +88,18 @@ def base_url(settings: Settings) -> str:
 
 
 def clear_leftovers(home: Path, progress: Progress) -> None:
-    """Stop what a run of this home left when it was killed. The home's lock is ours, so whatever is left has no supervisor."""
+    """Stop what a run of this home left when it was killed. The home's lock is ours, so whatever is left has no supervisor.
+
+    In a Ray that it joined Serve goes on, and this `up` takes it over: its HAProxy keeps its files.
+    """
     dead = run_file.read(home)
     if dead is None:
         return
     stopped = stop_run(dead.run_id)
     if stopped:
         progress.note(f"stopped {stopped} processes that an earlier run (pid {dead.pid}) left behind")
-    ray_node.forget(dead.run_id)
+    if not dead.joined:
+        ray_node.forget(dead.run_id)
     run_file.remove(home)
 
 
@@ -168,6 +172,7 @@ def _stop(launch: Launch, progress: Progress) -> bool:
                 ray_node.within(DISCONNECT_SECONDS, "ray", ray_node.disconnect)
             # Otherwise its thread still calls Ray, and Ray ends a process that calls it after leaving: kill the cluster instead.
         stop_run(launch.run.run_id, grace_seconds=1.0)
-        ray_node.forget(launch.run.run_id)
+        if drained or not launch.run.joined:
+            ray_node.forget(launch.run.run_id)
         run_file.remove(launch.home)
     return drained

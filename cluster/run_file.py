@@ -28,7 +28,8 @@ class AlreadyRunning(Exception):
 @dataclass(frozen=True, slots=True)
 class Run:
     """One `lorikeet up`. `config` and `overrides` are what it was started with; `ready_at` is None until a request would be answered, and
-    from then on `ray_address` and `ray_auth_mode` say where and how `lorikeet deploy` joins it."""
+    from then on `ray_address` and `ray_auth_mode` say where and how `lorikeet deploy` joins it. `joined` is the address of the Ray that it
+    joined, empty where it started its own: in a joined one Serve, HAProxy included, outlives a supervisor that is killed."""
 
     run_id: str
     pid: int
@@ -39,12 +40,14 @@ class Run:
     ready_at: float | None = None
     ray_address: str = ""
     ray_auth_mode: str = ""
+    joined: str = ""
 
     @classmethod
-    def begin(cls, url: str, config: Path | None, overrides: tuple[str, ...]) -> Run:
+    def begin(cls, url: str, config: Path | None, overrides: tuple[str, ...], joined: str = "") -> Run:
         """The run of this very process."""
         started_at = psutil.Process().create_time()
-        return cls(secrets.token_hex(8), os.getpid(), started_at, url, str(config.absolute()) if config else None, overrides)
+        at = str(config.absolute()) if config else None
+        return cls(secrets.token_hex(8), os.getpid(), started_at, url, at, overrides, joined=joined)
 
     @property
     def lives(self) -> bool:

@@ -47,6 +47,11 @@ class ReplicaAddress:
     token: bytes
     most: int
 
+    @property
+    def machine(self) -> str:
+        """What the replicas of one machine have in common, and are lost with."""
+        return self.address.rpartition(":")[0]
+
     @classmethod
     def of(cls, id: str, metadata: Mapping[str, Any], most: int) -> ReplicaAddress | None:
         """From what the replica said of itself to Serve (`CallReceiver.metadata`); None where that is no address."""

@@ -113,6 +113,8 @@ class Dispatch:
             except ReplicaGone:
                 flight.close()
                 attempts += 1
+                if replica is not None:  # a lost machine, whose connections break one by one, costs one attempt and not all
+                    refused |= self._fleet.beside(base, replica, refused)
                 logger.warning("chat_retried", extra={"request_id": request_id, "model": base, "attempt": attempts})
             except BaseException:
                 flight.close()

@@ -7,6 +7,7 @@ begin alike, a gateway knows of its own.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import time
@@ -61,6 +62,12 @@ class Fleet:
         loads, same = [replica.load for replica in replicas], [replica.running(key) for replica in replicas]
         return replicas[self._place(key, [replica.id for replica in replicas], loads, same)[0]]
 
+    def beside(self, base: str, lost: Replica, refused: Collection[str] = ()) -> set[str]:
+        """Ids of the replicas on the machine of `lost`, as far as one on another can be called instead; they may be lost with it."""
+        if all(replica.machine == lost.machine for replica in self._usable(base, refused)):
+            return set()
+        return {at.id for at in self._known(base) if at.machine == lost.machine}
+
     def ranked(self, base: str, key: bytes) -> list[Replica]:
         """All replicas that can be called, in the order in which this placement key prefers them: the first is its home."""
         replicas = self._usable(base)
@@ -98,6 +105,7 @@ class Replica:
 
     def __init__(self, context: Context, at: ReplicaAddress, receiver: FrameReceiver, encode: AdapterEncoder) -> None:
         self.id = at.id
+        self.machine = at.machine
         self._context = context
         self._at = at
         self._receiver = receiver
@@ -110,6 +118,7 @@ class Replica:
         self._epoch: bytes | None = None
         self._rests_until = 0.0
         self._leaves = False
+        self._greeting: asyncio.TimerHandle | None = None  # until it is to hear that what was asked of it is nobody's
         receiver.listen(at.name, self)
         self._sender: CallSender | None = self._connect()
 
@@ -165,6 +174,9 @@ class Replica:
 
     def close(self) -> None:
         self._receiver.ignore(self._at.name)
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -184,7 +196,7 @@ class Replica:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._inboxes or self._warms)
+        return bool(self._inboxes or self._warms or self._greeting)
 
     def _reached(self) -> CallSender:
         if self._sender is None:
@@ -202,7 +214,19 @@ class Replica:
             self._sender = None
         self._rests_until = time.monotonic() + REST_SECONDS
         self._others_load = 0
+        if self._inboxes or self._warms:
+            # Only the connection may have broken. Their CANCELs have no way now, and the engine would work for nobody until the next call.
+            self._greeting = asyncio.get_running_loop().call_later(REST_SECONDS, self._greet)
         self._fail()
+
+    def _greet(self) -> None:
+        """Connect again, if nothing else has: the connection's GREETING has a replica that lives let go of what was asked before."""
+        self._greeting = None
+        if self._context.closed:
+            return
+        self._reached()
+        if self._leaves and not self._busy:
+            self.close()
 
     def _fail(self) -> None:
         inboxes = {**self._inboxes, **self._warms}
@@ -210,7 +234,7 @@ class Replica:
         for stream_id, inbox in inboxes.items():
             self.cancel(stream_id)
             inbox.fail(gone())
-        if self._leaves:
+        if self._leaves and not self._busy:
             self.close()
 
 

@@ -71,9 +71,12 @@ class FrameSender:
         line.carries = True
 
     def tell_load(self, requests: int) -> None:
-        """Tell every gateway that is known how many requests this replica has, if it has not been told so last."""
+        """Tell every gateway that is known how many requests this replica has; of none, once.
+
+        Also when it is as many as it was told last: each gateway takes its own from it as it arrives, and whose they are may have changed.
+        """
         for line in self._lines.values():
-            if line.told_load != requests:
+            if requests or line.told_load:
                 line.told_load = requests
                 line.append(self._name, LOAD, load_payload(requests))
 

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path("models") / "smollm2-135m"  # in home; `cluster/embedded.py` prepares it before Serve starts
+HUB_FOLDER = Path("models") / "hub"  # in home, not the user's ~/.cache: home is the volume that outlives a container
 _COMPLETE = ".complete"
 
 
@@ -33,14 +34,15 @@ def fetch_model(model: ModelSettings, home: Path) -> Path:
         if not (folder / "config.json").is_file():
             raise InvalidRequest(f"models.{model.id}.source is {source}, which holds no config.json: give a Hugging Face model folder")
         return folder
-    return _fetch_hub(model.id, source)
+    return _fetch_hub(model.id, source, home / HUB_FOLDER)
 
 
-def _fetch_hub(model_id: str, source: str) -> Path:
+def _fetch_hub(model_id: str, source: str, cache: Path) -> Path:
+    """Download into `cache`, laid out as huggingface_hub does: what is there whole is not fetched again."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+        return Path(snapshot_download(source, cache_dir=cache, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
     except Exception as error:
         raise Unavailable(
             f"models.{model_id}.source {source!r} could not be fetched from the Hugging Face hub: {type(error).__name__}. "

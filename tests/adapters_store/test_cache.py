@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,9 @@ import pytest
 
 from adapters_store.adapter import Adapter
 from adapters_store.cache import NodeCache
+from adapters_store.cache_folder import CacheFolder
 from adapters_store.errors import NotFound, StoreUnavailable, Unavailable
+from adapters_store.file_lock import try_lock
 from adapters_store.history import Actor
 from adapters_store.layout import file_key
 from adapters_store.local import LocalStore
@@ -341,6 +344,40 @@ async def test_pull_under_way_is_not_swept_by_a_starting_replica(make_cache, ada
     assert len(leftovers(tmp_path)) == 1
     faulty.gate.set()
     assert (await pin).found == "store"
+
+
+def test_a_sweep_takes_nothing_from_who_evicts_and_pulls_the_version_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeping, other, version = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache"), "0" * 64
+    for folder in (sweeping.path(version), sweeping.pull_path(version)):
+        folder.mkdir()
+        (folder / WEIGHTS).write_text("left by a dead process")
+    pulls: list[Path] = []
+    remove = shutil.rmtree
+
+    def remove_after_the_other(folder: Path, ignore_errors: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        other.evict_beyond(0)
+        if other.lock_use(version) and other.lock_pull(version):
+            pulls.append(other.begin_pull(version))
+            (pulls[0] / WEIGHTS).write_text("new")
+        remove(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_after_the_other)
+    sweeping.sweep()
+    assert [(folder / WEIGHTS).exists() for folder in pulls] in ([], [True])
+    assert other.lock_use(version) and other.lock_pull(version), "the sweep kept a lock"
+
+
+def test_a_sweep_leaves_a_version_that_is_being_evicted_alone(tmp_path: Path) -> None:
+    folder, version = CacheFolder(tmp_path / "cache"), "0" * 64
+    folder.pull_path(version).mkdir()
+    evicting = try_lock(tmp_path / "cache" / ".locks" / f"{version}.use", shared=False)
+    assert evicting is not None
+    folder.sweep()
+    assert folder.pull_path(version).exists()
+    evicting.remove()
+    folder.sweep()
+    assert not folder.pull_path(version).exists()
 
 
 async def test_busy_cache_keeps_every_pinned_file_whole(make_cache, local_store: LocalStore, tmp_path: Path) -> None:

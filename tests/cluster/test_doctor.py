@@ -47,6 +47,18 @@ def test_a_taken_port_fails_with_its_holder_and_another_port(tmp_path: Path) -> 
             doctor.require(settings)
 
 
+def test_a_taken_port_is_a_joined_clusters_own(tmp_path: Path) -> None:
+    """Its HAProxy holds the port on while the supervisor is gone: the next `up` must come through."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        settings = settings_of(tmp_path, f"gateway.port={listener.getsockname()[1]}", "ray.address=auto")
+        check = doctor.check_port(settings)
+        assert (check.state, check.remedy) == ("ok", "")
+        assert "Ray cluster at auto" in check.detail
+        doctor.require(settings)
+
+
 def test_a_store_that_is_away_fails_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in S3_VARIABLES.items():
         monkeypatch.setenv(name, value)

@@ -6,16 +6,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster import ports, processes, run_file
+from cluster import detached, ports, processes, ray_node, run_file
 from cluster.launch import clear_leftovers
 from cluster.progress import Progress
 from cluster.run_file import AlreadyRunning, Run
+from configs.load import load
 
 Spawn = Callable[..., subprocess.Popen[str]]
 
@@ -47,8 +48,33 @@ def gone(process: subprocess.Popen[str]) -> bool:
     return process.poll() is not None or psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
 
 
-def dead_run(run_id: str) -> Run:
-    return Run(run_id, pid=2**22 - 7, started_at=1.0, url="http://127.0.0.1:1", config=None, overrides=())
+def dead_run(run_id: str, joined: str = "") -> Run:
+    return Run(run_id, pid=2**22 - 7, started_at=1.0, url="http://127.0.0.1:1", config=None, overrides=(), joined=joined)
+
+
+@pytest.fixture
+def haproxy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the HAProxy of run-h."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = ray_node.haproxy_folder("run-h")
+    folder.mkdir()
+    return folder
+
+
+class Cluster:
+    """Stands for a joined Ray cluster: what was asked of it, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.away = False
+        monkeypatch.setattr(ray_node, "join", self._join)
+        monkeypatch.setattr(ray_node, "disconnect", lambda: self.asked.append("leave"))
+        monkeypatch.setattr("deployments.app.shutdown", lambda: self.asked.append("shutdown"))
+
+    def _join(self, address: str, environment: Mapping[str, str]) -> None:
+        if self.away:
+            raise ConnectionError("no such cluster")
+        self.asked.append(f"join {address} {environment.get(ray_node.AUTH_MODE, '')}".strip())
 
 
 def test_only_processes_of_the_run_are_found(spawn: Spawn) -> None:
@@ -81,6 +107,51 @@ def test_the_next_up_clears_what_a_killed_one_left(spawn: Spawn, tmp_path: Path,
     assert not gone(other)
     assert run_file.read(tmp_path) is None
     assert "stopped 1 processes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("joined", ["", "auto"])
+def test_the_next_up_leaves_the_files_of_an_haproxy_that_goes_on(tmp_path: Path, haproxy_files: Path, joined: str) -> None:
+    """In a Ray that was joined, Serve outlives its supervisor."""
+    run_file.write(tmp_path, dead_run("run-h", joined))
+    clear_leftovers(tmp_path, Progress())
+    assert haproxy_files.exists() == bool(joined)
+    assert run_file.read(tmp_path) is None
+
+
+def test_down_ends_serve_in_a_joined_cluster_whose_supervisor_was_killed(
+    tmp_path: Path, haproxy_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch)
+    run_file.write(tmp_path, dead_run("run-h", "head:6379").ready("10.0.0.1:6379", "token"))
+    assert detached.down(load(None, [f"home={tmp_path}"]))
+    assert cluster.asked == ["join head:6379 token", "shutdown", "leave"]
+    assert run_file.read(tmp_path) is None
+    assert not haproxy_files.exists()
+
+
+def test_down_says_that_serve_goes_on_where_its_cluster_cannot_be_joined(
+    tmp_path: Path, haproxy_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.away = True
+    run_file.write(tmp_path, dead_run("run-h", "head:6379"))
+    with pytest.raises(detached.StopFailed, match=r"head:6379 was not stopped.*no such cluster.*serve shutdown -y"):
+        detached.down(load(None, [f"home={tmp_path}"]))
+    assert run_file.read(tmp_path) is not None, "a second try would not know of it"
+    assert haproxy_files.exists()
+
+
+def test_down_asks_no_cluster_where_ray_was_our_own_or_the_supervisor_ended_in_order(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch)
+    run_file.write(tmp_path, dead_run("run-o"))
+    assert not detached.down(load(None, [f"home={tmp_path}"]))
+    supervisor = spawn(SLEEPER, None)
+    since = psutil.Process(supervisor.pid).create_time()
+    run_file.write(tmp_path, Run("run-p", supervisor.pid, since, "http://127.0.0.1:1", None, (), joined="auto"))
+    assert detached.down(load(None, [f"home={tmp_path}"]))
+    assert cluster.asked == []
 
 
 def test_a_run_is_known_by_its_processs_start_and_not_by_its_pid_alone() -> None:

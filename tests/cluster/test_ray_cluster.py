@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from botocore.validate import ParamValidator
 
 from configs.load import load
-from tests.cluster.nodes import INSTALLED, node_environment
+from tests.cluster.nodes import GIB, INSTALLED, held_adapters_bytes, node_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +48,12 @@ def test_ec2_knows_every_option_of_every_node(cluster: dict[str, Any]) -> None:
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
+def test_every_node_starts_from_a_machine_image_of_the_users_choice(cluster: dict[str, Any]) -> None:
+    """Without one Ray takes its default, whose driver is too old for the image's CUDA; AMI_ID is refused until it is filled in."""
+    images = {node["node_config"].get("ImageId") for node in cluster["available_node_types"].values()}
+    assert images == {"AMI_ID"}
+
+
 def test_gpu_workers_scale_from_zero_beside_a_cpu_head(cluster: dict[str, Any]) -> None:
     types = dict(cluster["available_node_types"])
     head = types.pop(cluster["head_node_type"])
@@ -74,6 +81,12 @@ def test_a_replica_of_the_template_fits_on_a_worker(cluster: dict[str, Any]) -> 
         assert model.resources.cpus <= worker["CPU"]
 
 
+def test_the_adapters_that_a_replica_holds_leave_half_of_its_nodes_memory(cluster: dict[str, Any]) -> None:
+    memory = {"g5.2xlarge": 32 * GIB}  # by AWS's list
+    for name in ("gpu-spot", "gpu-on-demand"):
+        assert held_adapters_bytes() <= memory[cluster["available_node_types"][name]["node_config"]["InstanceType"]] / 2
+
+
 def test_every_node_starts_with_the_environment_of_the_deployments(cluster: dict[str, Any]) -> None:
     given = options(cluster, "run_options")
     assert {name: given.get(name) for name in node_environment()} == node_environment()
@@ -90,6 +103,35 @@ def test_the_head_keeps_its_tables_in_redis(cluster: dict[str, Any]) -> None:
     assert head["RAY_external_storage_namespace"] == cluster["cluster_name"]
     assert "--redis-password=" in cluster["head_start_ray_commands"][-1]
     assert int(options(cluster, "run_options")["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 60
+
+
+def test_boto3_finds_the_region_on_every_node(cluster: dict[str, Any]) -> None:
+    """It reads AWS_DEFAULT_REGION, and not AWS_REGION."""
+    region = cluster["provider"]["region"]
+    given = options(cluster, "run_options")
+    assert given["AWS_DEFAULT_REGION"] == given["AWS_REGION"] == region
+    assert f"region_name='{region}'" in cluster["head_start_ray_commands"][-1]
+    assert f"--region {region} " in cluster["initialization_commands"][-1]
+
+
+@pytest.mark.parametrize(
+    ("python", "started"), [("echo secret", "secret"), ("true", ""), ("echo secret; exit 1", "")], ids=["found", "empty", "failed"]
+)
+def test_the_head_starts_with_the_password_of_its_redis_or_not_at_all(
+    cluster: dict[str, Any], tmp_path: Path, python: str, started: str
+) -> None:
+    """With an empty one Redis refuses it, minutes later and in a log."""
+    for name, script in {"python": python, "ray": f'echo "$RAY_REDIS_PASSWORD $*" > {tmp_path}/started'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    command = cluster["head_start_ray_commands"][-1]
+    done = subprocess.run(["/bin/bash", "-c", command], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert (done.returncode == 0) == bool(started)
+    if started:
+        assert (tmp_path / "started").read_text().startswith(f"{started} start --head")
+        assert f"--redis-password={started} " in (tmp_path / "started").read_text()
+    else:
+        assert not (tmp_path / "started").exists()
 
 
 def test_nodes_get_credentials_from_their_role_alone(cluster: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from configs.load import load
 from deployments.serve_config import serve_config
-from tests.cluster.nodes import ROOT, node_environment
+from tests.cluster.nodes import GIB, ROOT, held_adapters_bytes, node_environment
 
 MANIFEST = ROOT / "cluster" / "rayservice.yaml"
 SCHEMA = Path(__file__).parent / "kuberay" / "rayservice-v1.schema.json"
@@ -72,6 +72,12 @@ def test_every_pod_starts_with_the_environment_of_the_deployments(manifest: dict
         assert {name: given.get(name) for name in node_environment()} == node_environment()
 
 
+def test_boto3_finds_the_region_in_every_pod(manifest: dict[str, Any]) -> None:
+    for container in containers(manifest):
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert given["AWS_DEFAULT_REGION"] == given["AWS_REGION"] != ""
+
+
 def test_gpu_workers_scale_from_zero_beside_a_head_without_replicas(manifest: dict[str, Any]) -> None:
     cluster = manifest["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"]
@@ -82,6 +88,21 @@ def test_gpu_workers_scale_from_zero_beside_a_head_without_replicas(manifest: di
     for model in load(ROOT / "configs" / "production.yaml").models:
         assert model.resources.gpus <= int(resources["limits"]["nvidia.com/gpu"])
         assert model.resources.cpus <= int(resources["requests"]["cpu"])
+
+
+def test_no_client_is_sent_to_a_worker(manifest: dict[str, Any]) -> None:
+    """Nothing listens there. The Service selects workers too, and the operator's own probe keeps them out of it: they are not ready."""
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"])["proxy_location"] == "HeadOnly"
+    for group in manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        for container in group["template"]["spec"]["containers"]:
+            assert "readinessProbe" not in container
+
+
+def test_the_adapters_that_a_replica_holds_leave_half_of_its_pods_memory(manifest: dict[str, Any]) -> None:
+    """For the engine's process, what it reads weights through, and Ray's object store."""
+    [worker] = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limit = worker["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    assert held_adapters_bytes() <= int(limit.removesuffix("Gi")) * GIB / 2
 
 
 def test_ray_keeps_its_tables_in_redis_and_the_password_in_a_secret(manifest: dict[str, Any]) -> None:

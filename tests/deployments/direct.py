@@ -19,7 +19,9 @@ class DirectReplica:
     `held` are the exact names of adapters that it holds. A warm loads one unless `warm_error` says otherwise, once `loading` is set.
     """
 
-    def __init__(self, id: str, answer: Callable[[DirectReplica, ChatCall], Awaitable[None]], most: int = 64) -> None:
+    def __init__(
+        self, id: str, answer: Callable[[DirectReplica, ChatCall], Awaitable[None]], most: int = 64, host: str = "127.0.0.1"
+    ) -> None:
         self.calls: list[ChatCall] = []
         self.warms: list[WarmCall] = []
         self.held: set[str] = set()
@@ -33,7 +35,7 @@ class DirectReplica:
         self.refuses = False
         self._answer = answer
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self.receiver = CallReceiver("127.0.0.1", self)
+        self.receiver = CallReceiver(host, self)
         self.sender = FrameSender(self.lost_gateways.append, self.receiver.name)
         address = ReplicaAddress.of(id, self.receiver.metadata, most)
         assert address is not None

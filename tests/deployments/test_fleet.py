@@ -63,9 +63,10 @@ class Bench:
         }
         return Dispatch(self.receiver, lambda base: self.serve, self.fleet, DispatchLimits(**{**defaults, **limits}))
 
-    def start(self, *behaviours: Behaviour, most: int = 64) -> list[DirectReplica]:
+    def start(self, *behaviours: Behaviour, most: int = 64, host: str = "127.0.0.1") -> list[DirectReplica]:
         """Replicas that Serve knows from now on."""
-        started = [DirectReplica(f"r{len(self.replicas) + number}", behaviour, most) for number, behaviour in enumerate(behaviours)]
+        begun = len(self.replicas)
+        started = [DirectReplica(f"r{begun + number}", behaviour, most, host) for number, behaviour in enumerate(behaviours)]
         self.replicas += started
         self.known = (*self.known, *(replica.address for replica in started))
         return started
@@ -177,6 +178,20 @@ async def test_a_key_spreads_from_a_replica_that_others_keep_busy(bench: Bench) 
     await until(lambda: bench.fleet.choose(BASE, b"key").id == busy.address.id)  # type: ignore[union-attr]
 
 
+async def test_requests_that_pass_from_this_gateway_to_another_count_on(bench: Bench) -> None:
+    """The replica has as many as before, and this gateway's share of them has ended."""
+    [replica] = bench.start(begins_and_hangs)
+    held = [await bench.open() for _ in range(5)]
+    seen = bench.fleet._replicas["r0"]
+    replica.sender.tell_load(6)
+    await until(lambda: seen.load == 6)
+    for answer in held:
+        answer.close()
+    assert seen.load == 1
+    replica.sender.tell_load(6)
+    await until(lambda: seen.load == 6)
+
+
 async def test_closing_an_answer_cancels_it_at_its_replica(bench: Bench) -> None:
     [replica] = bench.start(begins_and_hangs)
     answer = await bench.open()
@@ -234,6 +249,33 @@ async def test_a_replica_that_dies_before_the_first_token_costs_nothing(bench: B
     assert dying.calls[0].stream_id != other.calls[0].stream_id, "frames of one try could answer another"
 
 
+async def dies(replica: DirectReplica, call: ChatCall) -> None:
+    replica.die()
+
+
+def key_that_prefers(*ids: str) -> bytes:
+    """A key whose replicas are these, in this order; `ids` are r0, r1 and so on in some order."""
+    known = sorted(ids)
+    keys = (f"{number}".encode() for number in range(10_000))
+    return next(key for key in keys if [known[index] for index in ranking(key, known)] == list(ids))
+
+
+async def test_a_lost_machine_costs_one_attempt_and_not_one_for_each_of_its_replicas(bench: Bench) -> None:
+    lost = bench.start(dies, dies, dies, host="127.0.0.2")
+    [other] = bench.start(answers)
+    assert await bench.ask(key_that_prefers("r0", "r1", "r2", "r3")) == b"one two three"
+    assert [len(replica.calls) for replica in lost] == [1, 0, 0]
+    assert len(other.calls) == 1
+
+
+async def test_replicas_beside_a_dead_one_are_called_where_there_is_no_other_machine(bench: Bench) -> None:
+    dead, full, beside = bench.start(dies, answers, answers)
+    [elsewhere] = bench.start(answers, host="127.0.0.2")
+    elsewhere.refuses = full.refuses = True
+    assert await bench.ask(key_that_prefers("r3", "r0", "r1", "r2")) == b"one two three"
+    assert [len(replica.calls) for replica in (elsewhere, dead, full, beside)] == [1, 1, 1, 1]
+
+
 async def test_the_last_replica_that_dies_leaves_a_chat_to_serve(bench: Bench) -> None:
     [dying] = bench.start(hangs)
     asking = asyncio.create_task(bench.ask())
@@ -272,6 +314,51 @@ async def test_a_broken_connection_is_made_again(bench: Bench, monkeypatch: pyte
     assert len(replica.calls) == 2
     assert replica.forgotten == [bench.receiver.address] * 2, "what was asked over the first connection runs on"
     answer.close()
+
+
+async def test_a_replica_hears_without_another_call_that_its_requests_are_nobodys(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the connection broke; the engine would go on for nobody."""
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    [replica] = bench.start(begins_and_hangs)
+    answer = await bench.open()
+    bench.fleet._replicas["r0"]._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: replica.forgotten == [bench.receiver.address] * 2)
+    assert len(replica.calls) == 1
+
+
+async def test_a_replica_that_is_about_to_stop_hears_it_too_before_it_is_let_go_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    [replica] = bench.start(begins_and_hangs)
+    answer = await bench.open()
+    leaving = bench.fleet._replicas["r0"]
+    bench.fleet.keep(["another"])
+    leaving._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: replica.forgotten == [bench.receiver.address] * 2)
+    await until(lambda: not bench.receiver._listeners)
+
+
+async def test_a_dead_replica_is_greeted_once_and_one_without_requests_never(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
+    dying, _ = bench.start(begins_and_hangs, answers)
+    answer = await bench.open(key_that_prefers("r0", "r1"))
+    dead, quiet = (bench.fleet._replicas[id] for id in ("r0", "r1"))
+    connects: list[str] = []
+    for replica in (dead, quiet):
+        connect = replica._connect
+        monkeypatch.setattr(replica, "_connect", lambda of=replica.id, connect=connect: connects.append(of) or connect())
+    dying.die()
+    quiet._lose()
+    with pytest.raises(Unavailable):
+        await whole(answer)
+    await until(lambda: connects)
+    await until(lambda: dead._sender is None)
+    await asyncio.sleep(0.1)  # five times as long as a second greeting would take
+    assert connects == ["r0"]
+    assert not dead._busy and not quiet._busy
 
 
 async def test_frames_that_were_lost_end_the_answers_they_were_for(bench: Bench) -> None:

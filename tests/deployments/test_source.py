@@ -59,16 +59,18 @@ def test_a_hub_that_cannot_be_reached_is_said_with_its_remedy(tmp_path: Path, mo
     assert "secret-token" not in raised.value.message
 
 
-def test_a_hub_id_is_downloaded_without_pickled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_downloaded_into_home_without_pickled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def download(source: str, *, ignore_patterns: list[str]) -> str:
-        asked[source] = ignore_patterns
+    def download(source: str, *, cache_dir: Path, ignore_patterns: list[str]) -> str:
+        asked[source] = (cache_dir, ignore_patterns)
         return str(tmp_path / "snapshot")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
     assert fetch_model(model("org/weights"), tmp_path) == tmp_path / "snapshot"
-    assert "*.bin" in asked["org/weights"]
+    cache_dir, ignored = asked["org/weights"]
+    assert cache_dir == tmp_path / "models" / "hub", "they would be gone with the container, or fill its disk"
+    assert "*.bin" in ignored
 
 
 def test_a_bucket_is_downloaded_once_for_all_replicas_of_a_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

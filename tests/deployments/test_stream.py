@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from adapters_store.errors import InternalError, LorikeetError, NotFound, Overloaded, Unavailable
-from deployments.messages import DATA, END, ERROR, HEAD, error_payload
+from deployments.messages import DATA, END, ERROR, HEAD, LOAD, error_payload, load_from_payload
 from deployments.stream import FrameReceiver, FrameSender, Inbox
 
 LIMIT_BYTES = 1000
@@ -140,6 +140,27 @@ async def test_malformed_message_harms_nobody(receiver: FrameReceiver, message: 
         push.send_multipart([message, frame(stream_id, DATA, b"still")])
         push.send(frame(stream_id, DATA, b"here") + frame(stream_id, END))
         assert (await read_all(inbox)).endswith(b"here")
+
+
+class Loads:
+    """A gateway's ear for the load of one replica."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def put(self, kind: bytes, payload: bytes) -> None:
+        if kind == LOAD:
+            self.heard.append(load_from_payload(payload))
+
+
+async def test_load_is_told_as_long_as_there_is_any_and_none_once(receiver: FrameReceiver, sender: FrameSender) -> None:
+    loads = Loads()
+    receiver.listen(bytes(16), loads)
+    sender.reach(receiver.address)
+    for requests in (0, 32, 32, 0, 0, 0, 1):
+        sender.tell_load(requests)
+    await until(lambda: 1 in loads.heard)
+    assert loads.heard == [32, 32, 0, 1]
 
 
 async def test_an_unknown_kind_of_frame_is_ignored(receiver: FrameReceiver) -> None:
