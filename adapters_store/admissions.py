@@ -21,7 +21,7 @@ from adapters_store.index import Index
 from adapters_store.layout import PENDING_PREFIX, file_key, pending_key
 from adapters_store.names import check_segment, check_version
 from adapters_store.objects import ObjectStore
-from adapters_store.own_settings import SETTINGS_FILE, Golden, parse_settings
+from adapters_store.own_settings import SETTINGS_FILE, TEMPLATE_FILE, OwnSettings, own_of
 from adapters_store.pointer_files import PointerFiles
 from adapters_store.pointers import Pointers
 from adapters_store.recent import Recent
@@ -109,15 +109,18 @@ class Admissions:
             return Admission(REJECTED, self._versions.get(owner, name, found), told[found].reasons, digest=found, at=told[found].at)
         return _admission(self._versions.find(owner, name, version), pointers)
 
-    def golden(self, adapter: Adapter) -> tuple[Golden, ...]:
-        """The prompts that a version is tried with, from its own settings in the store."""
-        file = next((file for file in adapter.files if file.name == SETTINGS_FILE), None)
+    def own(self, adapter: Adapter) -> OwnSettings:
+        """What a version brings of its own, its golden prompts among it, from the store. Raises InternalError where that is damaged."""
+        return own_of(self._file(adapter, SETTINGS_FILE), self._file(adapter, TEMPLATE_FILE))
+
+    def _file(self, adapter: Adapter, name: str) -> bytes | None:
+        file = next((file for file in adapter.files if file.name == name), None)
         if file is None:
-            return ()
-        data, _ = self._store.get(file_key(adapter.owner, adapter.name, adapter.version, file.name))
+            return None
+        data, _ = self._store.get(file_key(adapter.owner, adapter.name, adapter.version, name))
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise InternalError(f"{SETTINGS_FILE} of {adapter.exact_name} is damaged in the store")
-        return tuple(parse_settings(data).golden)
+            raise InternalError(f"{name} of {adapter.exact_name} is damaged in the store")
+        return data
 
     def waiting(self, after: str | None = None) -> tuple[list[Adapter], str | None]:
         """Versions that wait to be tried, those of the next `LOOKED_AT` markers after `after`, and where to go on; None at the end.

@@ -107,9 +107,14 @@ def read_own(folder: Path) -> OwnSettings:
     settings, template = folder / SETTINGS_FILE, folder / TEMPLATE_FILE
     if not settings.is_file() and not template.is_file():
         return NOTHING_OWN
-    file = parse_settings(settings.read_bytes()) if settings.is_file() else _File()
+    return own_of(settings.read_bytes() if settings.is_file() else None, template.read_bytes() if template.is_file() else None)
+
+
+def own_of(settings: bytes | None, template: bytes | None) -> OwnSettings:
+    """The settings that lie in these two files, None for one that is not there. Raises InvalidRequest."""
+    file = parse_settings(settings) if settings is not None else _File()
     return OwnSettings(
-        template.read_text("utf-8") if template.is_file() else None,
+        template.decode() if template is not None else None,
         tuple(file.stop),
         file.defaults.model_dump(exclude_none=True),
         tuple(file.golden),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0  # between two looks for what waits
 TRIALS_AT_ONCE = 4  # a trial asks six chats and its golden prompts
+TRIALS_MOST = 64  # under way and waiting for their turn, or for their base model to wake; more are refused, or stay pending
+RETRY_SECONDS = 5.0
 WAITING_AT_ONCE = 2  # of these, for what waits: the others are for uploads, and names that are asked for
 LONGEST_PAUSE_SECONDS = 300.0  # between two trials of a version that fails each time by its own fault
 FAILURES_KEPT = 1000
@@ -90,7 +92,7 @@ class Tryouts:
     async def of_name(self, waiting: NotReady) -> None:
         """Try what a request has asked for, waking its base model; returns when it is ready or rejected.
 
-        Raises Unavailable, Overloaded when it could not be tried in the time that a request may wait.
+        Raises Unavailable, Overloaded when it could not be tried in the time that a request may wait, or too many wait already.
         """
         adapter = (await self._run(lambda: self._registry.admissions.of(waiting.owner, waiting.name, waiting.version))).adapter
         if adapter is not None:
@@ -142,6 +144,10 @@ class Tryouts:
         """The outcome of the trial of `adapter` that runs, or of one that begins now. A waiter that leaves does not end it."""
         task = self._running.get(adapter.exact_name)
         if task is None:
+            if len(self._running) >= TRIALS_MOST:
+                raise Overloaded(
+                    f"{TRIALS_MOST} versions are being tried already, the most at once: try again", retry_after_seconds=RETRY_SECONDS
+                )
             # In a context of its own: Serve takes calls that are made at once within one of its requests for one call.
             task = asyncio.get_running_loop().create_task(self._try(adapter), context=contextvars.Context())
             self._running[adapter.exact_name] = task
@@ -150,11 +156,13 @@ class Tryouts:
 
     async def _try(self, adapter: Adapter) -> Admission:
         admissions = self._registry.admissions
+        if not self._awake(adapter.base):  # a model may take minutes to wake, which are none of the trial's
+            await tryout.wake(self._asking(adapter))
         async with self._places:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    golden = await self._run(lambda: admissions.golden(adapter))
-                    reasons = await tryout.faults(self._asking(adapter), adapter, golden)
+                    own = await self._run(lambda: admissions.own(adapter))
+                    reasons = await tryout.faults(self._asking(adapter), adapter, own)
             except TimeoutError:
                 self._back_off(adapter)
                 raise Unavailable(f"trying {adapter.exact_name} took longer than {self._timeout_seconds:g} s") from None

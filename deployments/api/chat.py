@@ -32,7 +32,7 @@ async def answer_chat(request: Request, services: Services) -> Response:
     started = time.perf_counter()
     caller = await services.auth.authenticate(request.headers.get("authorization"))
     chat = parse_chat_request(await read_body(request, services.settings.gateway.max_body_bytes))
-    target = await services.target(chat.model, caller.viewer, _person(chat, caller))
+    target = await services.target(chat.model, caller.viewer, _person(chat, caller), tries=caller.may(access.Scope.INFER))
     caller.require(access.Scope.INFER)
     request_id, stream = request.state.request_id, bool(chat.stream)
     body, watch = chat.for_engine(), services.trials.watch(target)

@@ -89,10 +89,12 @@ class Services:
         """Run a blocking call (the store, the disk) in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, function)
 
-    async def target(self, model: str, viewer: Viewer, person: str | None = None) -> Target:
+    async def target(self, model: str, viewer: Viewer, person: str | None = None, *, tries: bool = False) -> Target:
         """The base model or adapter that `model` names, if `viewer` may see it; for `person` it may be an alias's canary.
 
-        Raises NotFound, StoreUnavailable, InvalidAdapter (an adopted folder).
+        With `tries`, one that waits is tried first, which may wake its base model.
+
+        Raises NotFound, NotReady, StoreUnavailable, InvalidAdapter (an adopted folder).
         """
         if model in self.bases:
             return Target(model, None)
@@ -100,7 +102,7 @@ class Services:
             ref = ModelRef.parse(model)
         except InvalidName as error:
             raise NotFound(f"model {error.message}. GET /api/v1/models lists what there is", param="model") from None
-        resolved = await self._resolve(ref, viewer)
+        resolved = await self._resolve(ref, viewer, tries)
         adapter = resolved.adapter if person is None else resolved.for_person(ref, person)
         if adapter.base not in self.bases:  # a canary may be of another base, and that may be taken away while it runs
             adapter = resolved.adapter
@@ -110,10 +112,12 @@ class Services:
             )
         return Target(adapter.base, adapter, ref, resolved)
 
-    async def _resolve(self, ref: ModelRef, viewer: Viewer) -> Resolved:
+    async def _resolve(self, ref: ModelRef, viewer: Viewer, tries: bool) -> Resolved:
         try:
             return await self.resolver.resolve(ref, viewer)
         except NotReady as waiting:
+            if not tries:
+                raise
             await self.tryouts.of_name(waiting)
             self.resolver.forget(ref.owner, ref.name)
             return await self.resolver.resolve(ref, viewer)

@@ -3,7 +3,8 @@
 Asked like any client's chats, over the same way, so what is found is what clients would meet. For `admission.py`.
 
 The effect check asks base and adapter the same prompts, greedily, and compares the log probabilities of each next token as long as both
-have written the same. The base is asked twice: what differs between its own two answers, as its batches do, counts for nothing.
+have written the same. The base is asked with the adapter's own template and parameters: what they change is not the weights' doing. And it
+is asked twice: what differs between its own two answers, as its batches do, counts for nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import regex
 
 from adapters_store.adapter import Adapter
 from adapters_store.errors import InternalError, InvalidRequest, Unavailable
-from adapters_store.own_settings import Golden
+from adapters_store.own_settings import Golden, OwnSettings
 
 Ask = Callable[[Adapter | None, dict[str, Any]], Awaitable[dict[str, Any]]]  # None asks the base; the body in, the answer's JSON out
+
+T = TypeVar("T")
 
 PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.")
 TOKENS = 4
@@ -28,38 +31,38 @@ TOP_LOGPROBS = 5
 LEAST_DIFFERENCE = 1e-6  # of a log probability; of float32's rounding, where the weights change nothing
 _MATCH_SECONDS = 1.0
 _SHOWN = 200
+_NO_EFFECT = (
+    "it answers exactly like its base model: the engine loads it and it changes nothing; check that it was trained, and on this base."
+)
 
 
-async def faults(ask: Ask, adapter: Adapter, golden: Sequence[Golden]) -> list[str]:
-    """Every reason why `adapter` may not be served; none when it may.
+async def wake(ask: Ask) -> None:
+    """Return when the base model answers. Raises Unavailable, Overloaded."""
+    await _ask_base(ask, _greedy("Hi.", 1))
+
+
+async def faults(ask: Ask, adapter: Adapter, own: OwnSettings) -> list[str]:
+    """Every reason why `adapter`, which brings `own`, may not be served; none when it may.
 
     Raises Unavailable, Overloaded, StoreUnavailable where that could not be found out now.
     """
-    found = await _effect_faults(ask, adapter)
-    if found:
-        return found
-    answers = await asyncio.gather(*(_golden_fault(ask, adapter, number, prompt) for number, prompt in enumerate(golden, 1)))
-    return [fault for fault in answers if fault is not None]
+    probes = await asyncio.gather(*(_probe(ask, adapter, own, prompt) for prompt in PROMPTS), return_exceptions=True)
+    unfit = [probe.reason for probe in probes if isinstance(probe, _Unfit)]
+    if unfit:
+        return list(dict.fromkeys(unfit))  # its golden prompts would say no more
+    effects = [_answered(probe) for probe in probes]
+    answers = await asyncio.gather(*(_golden_fault(ask, adapter, number, prompt) for number, prompt in enumerate(own.golden, 1)))
+    without_effect = [] if any(effect is not False for effect in effects) else [_NO_EFFECT]
+    return [*without_effect, *(fault for fault in answers if fault is not None)]
 
 
-async def _effect_faults(ask: Ask, adapter: Adapter) -> list[str]:
-    probes = await asyncio.gather(*(_probe(ask, adapter, prompt) for prompt in PROMPTS), return_exceptions=True)
-    for probe in probes:
-        if isinstance(probe, _Unfit):
-            return [probe.reason]
-        if isinstance(probe, BaseException):
-            raise probe
-    if any(probe is not False for probe in probes):
-        return []
-    return [
-        "it answers exactly like its base model: the engine loads it and it changes nothing; check that it was trained, and on this base."
-    ]
-
-
-async def _probe(ask: Ask, adapter: Adapter, prompt: str) -> bool | None:
+async def _probe(ask: Ask, adapter: Adapter, own: OwnSettings, prompt: str) -> bool | None:
     """Whether the adapter has an effect on this prompt; None where the base does not even agree with itself."""
     body = {**_greedy(prompt, TOKENS), "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-    one, other, adapted = await asyncio.gather(_ask_base(ask, body), _ask_base(ask, body), _ask_adapter(ask, adapter, body))
+    as_base = own.applied(body)
+    asking = (_ask_adapter(ask, adapter, body), _ask_base(ask, as_base), _ask_base(ask, as_base))
+    # The adapter's fault comes first: its template may be one that fails with any model.
+    adapted, one, other = [_answered(answer) for answer in await asyncio.gather(*asking, return_exceptions=True)]
     written = _tokens(adapted)
     if any(not math.isfinite(logprob) for _, logprob, top in written for logprob in (logprob, *top.values())):
         raise _Unfit(
@@ -69,6 +72,12 @@ async def _probe(ask: Ask, adapter: Adapter, prompt: str) -> bool | None:
     if noise == math.inf:
         return None
     return _difference(_tokens(one), written) > max(LEAST_DIFFERENCE, 2 * noise)
+
+
+def _answered(answer: T | BaseException) -> T:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 async def _golden_fault(ask: Ask, adapter: Adapter, number: int, golden: Golden) -> str | None:

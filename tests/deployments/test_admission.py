@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.access import Scope
 from adapters_store.adapter import Adapter
 from adapters_store.admissions import Admissions
 from adapters_store.errors import InternalError, InvalidAdapter
 from adapters_store.history import Actor
+from adapters_store.keys import KeyRing
 from adapters_store.names import ModelRef
-from adapters_store.own_settings import Golden
+from adapters_store.objects import open_store
+from adapters_store.own_settings import OwnSettings
 from adapters_store.validate import Fit
 from deployments.api import admission
 from tests.deployments.gateway import BASE, CHAT, Gateway, gateway
@@ -140,16 +143,16 @@ async def test_a_version_that_cannot_be_tried_holds_up_no_other(
     admissions = admitting.services.registry.admissions
     uploads = [(await push(admitting, files(weights), f"?alias={weights.decode()}"))[1]["version"] for weights in (b"one", b"two")]
     bad, good = sorted(map(str, uploads))  # as their markers are looked at
-    golden, tries = admissions.golden, 0
+    own, tries = admissions.own, 0
 
-    def failing(adapter: Adapter) -> tuple[Golden, ...]:
+    def failing(adapter: Adapter) -> OwnSettings:
         nonlocal tries
         if adapter.version != bad:
-            return golden(adapter)
+            return own(adapter)
         tries += 1
         raise error
 
-    monkeypatch.setattr(admissions, "golden", failing)
+    monkeypatch.setattr(admissions, "own", failing)
     admitting.states[BASE] = "ready"
     task = asyncio.create_task(admitting.services.tryouts.keep_trying())
     try:
@@ -165,7 +168,7 @@ async def test_a_version_whose_trial_takes_too_long_is_not_tried_again_at_once(a
     admitting.states[BASE] = "asleep"
     waiting = adapter_of(admitting, (await push(admitting, files()))[1])
     tryouts, gate = admitting.services.tryouts, threading.Event()
-    monkeypatch.setattr(admitting.services.registry.admissions, "golden", lambda _: gate.wait(20))
+    monkeypatch.setattr(admitting.services.registry.admissions, "own", lambda _: gate.wait(20))
     monkeypatch.setattr(tryouts, "_timeout_seconds", 0.02)
     admitting.states[BASE] = "ready"
     assert tryouts._is_due(waiting)
@@ -174,6 +177,45 @@ async def test_a_version_whose_trial_takes_too_long_is_not_tried_again_at_once(a
     assert not tryouts._is_due(waiting)
     monkeypatch.undo()
     assert await ask(admitting) == 200, "who asks for it has it tried all the same"
+
+
+async def test_the_time_that_a_model_takes_to_wake_is_not_the_trials(admitting: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files())
+    monkeypatch.setattr(admitting.services.tryouts, "_timeout_seconds", 0.3)
+    monkeypatch.setattr(admission.tryout, "wake", lambda _: asyncio.sleep(0.6))
+    assert await ask(admitting) == 200
+
+
+async def test_no_more_trials_wait_than_may(admitting: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "TRIALS_MOST", 1)
+    admitting.states[BASE] = "asleep"
+    for name in ("one", "two"):
+        await push(admitting, files(name.encode()), f"?alias={name}")
+    woken = asyncio.Event()
+    monkeypatch.setattr(admission.tryout, "wake", lambda _: woken.wait())
+    first = asyncio.create_task(ask(admitting, "acme/support:one"))
+    async with asyncio.timeout(20):
+        while not admitting.services.tryouts._running:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    assert await ask(admitting, "acme/support:two") == 429
+    admitting.states[BASE] = "ready"
+    status, _ = await push(admitting, files(b"three"))
+    assert status == 202, "an upload that is not tried now is not lost: it waits"
+    woken.set()
+    assert await first == 200
+    assert await ask(admitting, "acme/support:two") == 200
+
+
+async def test_who_asks_for_no_answer_has_nothing_tried(admitting: Gateway, tmp_path: Path) -> None:
+    admitting.states[BASE] = "asleep"
+    await push(admitting, files())
+    looked = await admitting.client.get("/api/v1/models/acme/support")
+    assert looked.status_code == 503 and "waits to be tried" in looked.json()["error"]["message"]
+    uploader, _ = KeyRing(open_store(f"file://{tmp_path / 'store'}")).create("ci", tenant="acme", scopes=[Scope.UPLOAD])
+    asked = await admitting.client.post(CHATS, json={**CHAT, "model": "acme/support"}, headers={"authorization": f"Bearer {uploader}"})
+    assert asked.status_code == 503
+    assert admitting.engine.asked == [] and admitting.engine.base_asked == 0
 
 
 async def test_a_later_publish_is_not_undone_by_an_earlier_one_that_waited(admitting: Gateway) -> None:
@@ -203,14 +245,14 @@ async def test_a_version_is_warm_where_it_will_be_asked_for_before_it_is_served(
 def meanwhile(running: Gateway, happens: Callable[[Admissions, Adapter], object]) -> None:
     """Have another gateway be quicker: `happens` when the next trial here has begun."""
     admissions = running.services.registry.admissions
-    golden = admissions.golden
+    own = admissions.own
 
-    def late(adapter: Adapter) -> tuple[Golden, ...]:
-        admissions.golden = golden  # type: ignore[method-assign]
+    def late(adapter: Adapter) -> OwnSettings:
+        admissions.own = own  # type: ignore[method-assign]
         happens(admissions, adapter)
-        return golden(adapter)
+        return own(adapter)
 
-    admissions.golden = late  # type: ignore[method-assign]
+    admissions.own = late  # type: ignore[method-assign]
 
 
 async def test_what_another_gateway_rejected_is_told_as_rejected(admitting: Gateway) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from adapters_store.adapter import Adapter, AdapterFile, version_of
 from adapters_store.errors import InternalError, InvalidRequest, StoreUnavailable, Unavailable
-from adapters_store.own_settings import Golden
+from adapters_store.own_settings import Golden, OwnSettings
 from deployments.api import tryout
 from tests.deployments.tryouts import BASE_ROWS, Engine
 
@@ -19,13 +19,13 @@ FILES = (AdapterFile("adapter_model.safetensors", 8, "0" * 64),)
 ADAPTER = Adapter("acme", "support", version_of(FILES), "tiny", 8, FILES, 0.0, "key")
 
 
-async def faults_of(engine: Engine, *golden: Golden) -> list[str]:
+async def faults_of(engine: Engine, *golden: Golden, own: OwnSettings | None = None) -> list[str]:
     async def ask(who: Adapter | None, body: dict[str, Any]) -> dict[str, Any]:
         answer = await engine.open("trial", "tiny", "name", who, json.dumps(body).encode(), False)
         found: dict[str, Any] = json.loads(await answer.whole())
         return found
 
-    return await tryout.faults(ask, ADAPTER, golden)
+    return await tryout.faults(ask, ADAPTER, own or OwnSettings(golden=golden))
 
 
 async def test_an_adapter_that_answers_otherwise_than_its_base_is_good() -> None:
@@ -60,6 +60,34 @@ async def test_a_base_that_varies_in_its_words_proves_nothing() -> None:
             return await super().open(request_id, base, model, adapter, body, stream)
 
     assert await faults_of(Unsteady(adapted=BASE_ROWS)) == []
+
+
+class Templated(Engine):
+    """An engine whose answers depend on the template of the prompt alone."""
+
+    own = OwnSettings(template="{{ messages }}", defaults={"repetition_penalty": 1.3})
+
+    async def open(self, request_id: str, base: str, model: str, adapter: Adapter | None, body: bytes, stream: bool) -> Any:
+        asked = json.loads(body) if adapter is None else self.own.applied(json.loads(body))
+        templated = "chat_template" in asked and asked["repetition_penalty"] == 1.3
+        engine = Engine(adapted=(("templated", -0.5),) if templated else BASE_ROWS)
+        return await engine.open(request_id, base, model, ADAPTER, body, stream)
+
+
+async def test_another_template_alone_is_no_effect_of_the_weights() -> None:
+    (reason,) = await faults_of(Templated(), own=Templated.own)
+    assert "exactly like its base" in reason
+
+
+async def test_a_template_that_fails_with_any_model_is_the_adapters_fault() -> None:
+    error = InvalidRequest("the template failed")
+    (reason,) = await faults_of(Engine(error=error, base_error=error))
+    assert "the template failed" in reason
+
+
+async def test_without_effect_and_golden_prompts_that_fail_are_both_told() -> None:
+    no_effect, golden = await faults_of(Engine(adapted=BASE_ROWS), Golden(prompt="One?", contains="yes"))
+    assert "exactly like its base" in no_effect and "golden prompt 1" in golden
 
 
 async def test_nan_is_a_reason() -> None:
