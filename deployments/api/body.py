@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import Request
@@ -10,6 +11,8 @@ from fastapi import Request
 from adapters_store.errors import TooLarge, TooSlow
 
 IDLE_SECONDS = 30.0  # a client that stalls for longer must not keep its place among those served at once
+SLOWEST_BYTES_PER_SECOND = 16 << 10  # nor one that trickles, once it has been waited for so long in all:
+PATIENCE_SECONDS = 60.0
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -26,9 +29,11 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
 
 async def body_chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises TooSlow when nothing more comes for IDLE_SECONDS."""
+    """The body as it arrives. Raises TooSlow when nothing more comes for IDLE_SECONDS, or too little for long."""
     chunks = aiter(request.stream())
+    received, waited = 0, 0.0
     while True:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 chunk = await anext(chunks)
@@ -36,6 +41,13 @@ async def body_chunks(request: Request) -> AsyncIterator[bytes]:
             return
         except TimeoutError:
             raise TooSlow(f"the rest of the request body did not come within {IDLE_SECONDS:g} s: send it again") from None
+        received += len(chunk)
+        waited += time.monotonic() - began
+        if waited > PATIENCE_SECONDS and received < waited * SLOWEST_BYTES_PER_SECOND:
+            raise TooSlow(
+                f"the request body came at {received / waited:.0f} bytes/s over {waited:.0f} s, too slowly: an adapter's files can be sent "
+                "in parts, by a resumable upload"
+            )
         yield chunk
 
 

@@ -220,6 +220,24 @@ async def test_a_client_that_stalls_does_not_keep_its_place(uploads: Gateway, mo
     assert not uploads.services.uploads_at_once.locked()
 
 
+@pytest.mark.parametrize(("url", "kind"), [(URL, "application/zip"), (CHATS, "application/json")])
+async def test_a_client_that_trickles_does_not_keep_its_place(
+    uploads: Gateway, monkeypatch: pytest.MonkeyPatch, url: str, kind: str
+) -> None:
+    monkeypatch.setattr(body, "PATIENCE_SECONDS", 0.3)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(20):
+        response = await uploads.client.post(url, content=trickle(), headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "request_timeout")
+    assert "too slowly" in response.json()["error"]["message"]
+    assert not uploads.services.uploads_at_once.locked()
+
+
 @pytest.mark.parametrize("name", ["a b", "..", "-x", "x" * 200])
 async def test_a_name_that_is_none_is_refused_before_anything_is_read(uploads: Gateway, name: str) -> None:
     def never() -> Iterable[bytes]:
