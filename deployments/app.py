@@ -22,6 +22,7 @@ from configs.load import home as home_of
 from configs.load import store_url
 from configs.settings import ModelSettings, Settings, SharedSettings
 from deployments import record
+from deployments.engine.environment import cpu_environment, engine_environment
 from deployments.gateway import Gateway
 from deployments.identity import gateway_arguments, replica_arguments, version_of
 from deployments.names import GATEWAY, GATEWAY_APP, REPLICA, app_of
@@ -175,16 +176,9 @@ def _resources(model: ModelSettings) -> dict[str, Any]:
 
 
 def _model_environment(model: ModelSettings) -> Mapping[str, str]:
-    threads = str(max(1, int(model.resources.cpus)))
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "lorikeet_cpu_lora",  # no other package's plugins
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    defaults = engine_environment()
     if not model.resources.gpus:
-        # Ray would set one thread for an actor; two engines on one machine must not bind to the same cores.
-        defaults |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        defaults |= cpu_environment(max(1, int(model.resources.cpus)))
         if model.engine.get("enforce_eager"):
             # vLLM compiles a few samplers all the same, when a request first needs them: it would wait, and where no C++ compiler is, fail.
             defaults["TORCH_COMPILE_DISABLE"] = "1"

@@ -9,6 +9,7 @@ import httpx
 
 from benchmarks.models import Workload
 from benchmarks.processes import ProcessTree
+from deployments.engine import environment
 
 START_TIMEOUT_SECONDS = 600.0
 
@@ -47,11 +48,8 @@ def wait_until_answers(url: str, processes: ProcessTree, headers: dict[str, str]
 def engine_environment(workload: Workload) -> dict[str, str]:
     """The environment of every stack's engine: what `lorikeet up` sets for its own by default, so that none runs under other conditions."""
     return {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "lorikeet_cpu_lora",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **environment.engine_environment(),
+        **environment.cpu_environment(1),
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         **workload.environment,

@@ -21,6 +21,7 @@ from typing import Any
 from adapters_store.adapter import Adapter
 from adapters_store.errors import LorikeetError
 from configs.settings import LoraSettings, ModelSettings
+from deployments.engine.environment import cpu_environment, engine_environment
 from deployments.messages import ChatCall
 
 AT_ONCE = 6
@@ -98,12 +99,10 @@ def _text(parts: list[bytes]) -> str:
 
 def main() -> None:
     os.environ |= {
-        "VLLM_PLUGINS": "lorikeet_cpu_lora",
+        **engine_environment(),
+        **cpu_environment(1),
         "TORCH_COMPILE_DISABLE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     cases = json.load(sys.stdin)

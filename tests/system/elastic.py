@@ -28,6 +28,7 @@ import yaml
 from adapters_store.base_model import read_profile, save_profile
 from cluster.processes import RUN_ID, of_run, stop_run
 from configs.load import load
+from deployments.engine.environment import cpu_environment
 from deployments.environment import environment as environment_of
 from tests.s3 import free_port
 from tests.serving import serving_environment
@@ -103,17 +104,13 @@ def _settings(stack: Stack, ray_port: int) -> dict[str, Any]:
     engine = {"dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": 64, "num_gpu_blocks_override": 4096}
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        # As for a replica that says it is on the CPU (`deployments/app.py`).
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **cpu_environment(1),  # as for a replica that says it is on the CPU
         "TORCH_COMPILE_DISABLE": "1",
-        # Its worker in its own process: of three processes that each read vLLM's code for ten seconds, one after the other, two are left.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     model = {
         "id": TINY,
         "source": str(stack.tiny_folder),
-        "engine": {**engine, "distributed_executor_backend": "uni"},
+        "engine": engine,
         "lora": {"max_loras": 2, "max_cpu_loras": 4, "max_rank": MAX_RANK},
         "environment": environment,
         "resources": {"gpus": 1, "cpus": 1},

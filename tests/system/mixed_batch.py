@@ -21,17 +21,16 @@ from typing import Any
 from adapters_store.adapter import Adapter
 from configs.settings import LoraSettings, ModelSettings
 from deployments.engine.adapters import UsedAdapter
+from deployments.engine.environment import cpu_environment, engine_environment
 from deployments.messages import ChatCall
 
 BASE = "base"
 TIMEOUT_SECONDS = 240.0
 ENVIRONMENT = {
-    "VLLM_PLUGINS": "lorikeet_cpu_lora",
+    **engine_environment(),
+    **cpu_environment(1),
     "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 
