@@ -100,7 +100,7 @@ class Adoption:
         check_room(folder, size_bytes)
         try:
             for info in copied:
-                self._store.download(info.key, folder / info.key.rpartition("/")[2])
+                self._store.download(info.key, folder / info.key.rpartition("/")[2], info.size_bytes)
         except NotFound:
             return False
         if self._etags_now(owner, name) != etags:

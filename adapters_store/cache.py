@@ -206,7 +206,8 @@ class NodeCache:
 
     def _download(self, adapter: Adapter, file: AdapterFile, folder: Path) -> bool:
         try:
-            self._store.download(file_key(adapter.owner, adapter.name, adapter.version, file.name), folder / file.name)
+            key = file_key(adapter.owner, adapter.name, adapter.version, file.name)
+            self._store.download(key, folder / file.name, file.size_bytes)
         except NotFound:
             raise NotFound(f"adapter version {adapter.exact_name} is no longer in the object store", param="model") from None
         return hash_file(folder / file.name) == file

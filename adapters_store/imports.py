@@ -108,7 +108,7 @@ class Imports:
         if not found:
             raise NotFound(f"there are no files at {source}: give the folder that holds {CONFIG_FILE}", param="source")
         for name in self._choose({name: info.size_bytes for name, info in found.items()}, str(source), into):
-            store.download(name, into / name)
+            store.download(name, into / name, found[name].size_bytes)
         if {name: info.etag for name, info in _direct(store).items()} != {name: info.etag for name, info in found.items()}:
             raise Conflict(f"{source} was written to while it was read: import it again when it is whole", param="source")
 

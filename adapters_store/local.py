@@ -60,7 +60,7 @@ class LocalStore:
         with self._reading(key), self._path(key).open("rb") as file:
             return file.read(), _etag(os.fstat(file.fileno()))
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
         with self._reading(key):
             source = self._path(key).open("rb")
         # Errors of writing `path` are the caller's disk, not the store: they pass as they are.

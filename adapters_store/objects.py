@@ -51,8 +51,11 @@ class ObjectStore(Protocol):
         """A small object's content and etag. Raises NotFound."""
         ...
 
-    def download(self, key: str, path: Path) -> None:
-        """Stream an object into a new file at `path`, with bounded memory. Raises NotFound."""
+    def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
+        """Stream an object into a new file at `path`, with bounded memory. Raises NotFound.
+
+        Who knows its size says so, which spares a question; what is there is written whole in any case.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 POOL_CONNECTIONS = 64  # threads that may talk to the store at once without waiting for a connection
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
+DOWNLOAD_TRIES = 3
 TRANSFER_READ_TIMEOUT_SECONDS = 60.0  # an endpoint may be slow to answer the end of a multipart upload
 
+_COPY_BYTES = 1 << 20
 _ABSENT = {"NoSuchKey", "NotFound", "404"}
 _CONFLICTS = {"PreconditionFailed", "412", "ConditionalRequestConflict", "OperationAborted", "409"}
 _REFUSED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
@@ -64,9 +67,25 @@ class S3Store:
             with contextlib.closing(answer["Body"]) as body:
                 return body.read(), _bare(answer["ETag"])
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
         with _store_errors(key):
-            self._transfers.download_file(self._bucket, self._key(key), str(path), Config=self._transfer_config)
+            if size_bytes is not None and size_bytes <= PART_BYTES:
+                self._download_at_once(key, path)
+            else:
+                self._transfers.download_file(self._bucket, self._key(key), str(path), Config=self._transfer_config)
+
+    def _download_at_once(self, key: str, path: Path) -> None:
+        """By one GET, where boto's transfers first ask for the size and then set up threads: a round trip of every cold start."""
+        for tries_left in reversed(range(DOWNLOAD_TRIES)):
+            answer = self._transfers.get_object(Bucket=self._bucket, Key=self._key(key))
+            try:
+                with contextlib.closing(answer["Body"]) as body, path.open("wb") as file:
+                    shutil.copyfileobj(body, file, _COPY_BYTES)
+                return
+            except BotoCoreError as error:  # boto tries again what does not begin; this was cut on its way
+                if not tries_left:
+                    raise
+                logger.warning("download_cut", extra={"key": key, "error": type(error).__name__})
 
     def head(self, key: str) -> ObjectInfo | None:
         try:

@@ -26,6 +26,7 @@ from deployments.api.app import HttpApp
 from deployments.calls import ReplicaAddress
 from deployments.fleet import Fleet, Place
 from deployments.gateway_services import Ways, gateway_services
+from deployments.interpreter import hand_over_soon
 from deployments.logs import set_up_logs
 from deployments.names import REPLICA, app_of
 from deployments.placement import placed
@@ -47,6 +48,7 @@ class Gateway:
     async def __init__(self, settings: SharedSettings, home: str, store_url: str, watch: bool = True) -> None:  # type: ignore[misc]  # Serve awaits it
         """`watch`: the models to serve are in the cluster's record; otherwise Serve says them, by `reconfigure`."""
         set_up_logs(settings.log.level)
+        hand_over_soon()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gateway")
         self._receiver = FrameReceiver(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         store = open_store(store_url, timeout_seconds=settings.store.timeout_seconds)

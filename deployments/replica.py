@@ -25,6 +25,7 @@ from configs.settings import Settings
 from deployments.autoscaling import stats
 from deployments.engine.adapters import EngineAdapters, UsedAdapter
 from deployments.engine.source import fetch_model
+from deployments.interpreter import hand_over_soon
 from deployments.logs import kept_serve_log, set_up_logs
 from deployments.messages import DATA, HEAD, ChatCall, head_payload
 from deployments.reception import Reception
@@ -38,6 +39,7 @@ class Replica:
 
     async def __init__(self, settings: Settings, model_id: str, home: str, store_url: str) -> None:  # type: ignore[misc]  # Serve awaits it
         set_up_logs(settings.log.level)
+        hand_over_soon()
         self._model = next(model for model in settings.models if model.id == model_id)
         self._threads = ThreadPoolExecutor(settings.cache.pulls_at_once + 4, thread_name_prefix="store")
         store = open_store(store_url, timeout_seconds=settings.store.timeout_seconds)

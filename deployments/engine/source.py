@@ -62,7 +62,7 @@ def _fetch_bucket(source: str, folder: Path) -> Path:
             target = folder / item.key
             target.parent.mkdir(parents=True, exist_ok=True)
             if not (target.is_file() and target.stat().st_size == item.size_bytes):
-                store.download(item.key, target)
+                store.download(item.key, target, item.size_bytes)
             count += 1
             logger.info("model_file_ready", extra={"file": item.key, "bytes": item.size_bytes})
         if not (folder / "config.json").is_file():

@@ -19,8 +19,9 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from deployments.interpreter import HAND_OVER_SECONDS
+
 _READERS = 2  # adapters read at once: they share the interpreter with the steps
-_HAND_OVER_SECONDS = 0.0005  # while adapters are read, how long a step waits for the interpreter before it is handed over (else 5 ms)
 
 
 class LoraModules:
@@ -45,7 +46,7 @@ class LoraModules:
         threads, reads = self._lorikeet_reading()
         if not reads:
             self.__dict__["_lorikeet_hand_over"] = sys.getswitchinterval()
-            sys.setswitchinterval(_HAND_OVER_SECONDS)
+            sys.setswitchinterval(HAND_OVER_SECONDS)
         reads[number] = threads.submit(_read, self.model_runner.lora_manager, request)
 
     def lorikeet_take_adapter(self, number: int) -> bool:

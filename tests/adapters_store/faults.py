@@ -42,10 +42,10 @@ class FaultyStore:
 
         return passed_on
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
         with self._lock:
             self.downloads[key] += 1
-        self.__getattr__("download")(key, path)
+        self.__getattr__("download")(key, path, size_bytes)
         self.on_download(key, path)
 
     def put(self, key: str, data: bytes, **conditions: Any) -> str:

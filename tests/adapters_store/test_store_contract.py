@@ -85,6 +85,15 @@ def test_probe_finds_that_conditional_writes_work_and_leaves_nothing(store: Obje
     assert store.list("").objects == ()
 
 
+@pytest.mark.parametrize("size_bytes", [0, 5, 1 << 30], ids=["too few", "right", "too many"])
+def test_a_file_comes_back_whole_whatever_its_size_was_thought_to_be(store: ObjectStore, tmp_path: Path, size_bytes: int) -> None:
+    store.put("small/file", b"12345")
+    store.download("small/file", tmp_path / "down", size_bytes)
+    assert (tmp_path / "down").read_bytes() == b"12345"
+    with pytest.raises(NotFound):
+        store.download("small/other", tmp_path / "absent", size_bytes)
+
+
 def test_a_large_file_comes_back_as_it_went(store: ObjectStore, tmp_path: Path) -> None:
     content = os.urandom(1 << 20) * 40  # above S3's multipart threshold
     (tmp_path / "up").write_bytes(content)

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,50 @@ def test_a_large_file_is_fetched_in_parts(s3_endpoint: S3Endpoint, tmp_path: Pat
         store.download("weights", tmp_path / "down")
     assert [method for method, _ in requests].count("GET") == 3
     assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+
+
+def test_a_file_of_known_size_costs_one_question(s3_endpoint: S3Endpoint, tmp_path: Path) -> None:
+    store = open_store("s3://lorikeet/known")
+    store.put("weights", b"12345")
+    with recorded_requests(s3_endpoint.url) as requests:
+        store.download("weights", tmp_path / "down", 5)
+    assert [method for method, _ in requests] == ["GET"]
+
+
+@pytest.mark.parametrize("cuts", [2, 3])
+def test_an_answer_that_is_cut_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: int) -> None:
+    asked = 0
+
+    class Cutting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal asked
+            asked += 1
+            self.send_response(200)
+            self.send_header("content-length", "10")
+            self.end_headers()
+            self.wfile.write(b"01234" if asked <= cuts else b"0123456789")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Cutting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": "b",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        store = open_store("s3://lorikeet")
+        if cuts < 3:
+            store.download("weights", tmp_path / "down", 10)
+            assert (tmp_path / "down").read_bytes() == b"0123456789"
+        else:
+            with pytest.raises(StoreUnavailable, match="try again"):
+                store.download("weights", tmp_path / "down", 10)
+        server.shutdown()
+    assert asked == 3
 
 
 def test_endpoint_that_nobody_listens_on_is_unavailable_within_the_bound(

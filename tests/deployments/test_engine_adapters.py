@@ -63,7 +63,7 @@ class GatedStore:
         self.down = False
         self._lock = threading.Lock()
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
         _, owner, name, *_ = key.split("/")
         with self._lock:
             self.downloads[f"{owner}/{name}", path.name] += 1
@@ -71,7 +71,7 @@ class GatedStore:
             assert gate.wait(TIMEOUT_SECONDS)
         if self.down:
             raise StoreUnavailable("the object store did not answer (test)")
-        self._store.download(key, path)
+        self._store.download(key, path, size_bytes)
 
 
 class House:
