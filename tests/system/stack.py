@@ -168,7 +168,8 @@ def _write_config(stack: Stack, model_home: Path, port: int) -> Path:
             "source": str(stack.tiny_folder),
             "engine": {**engine, "max_num_seqs": 512, "num_gpu_blocks_override": TINY_BLOCKS},
             "lora": {**lora, "max_rank": MAX_RANKS[TINY]},
-            "environment": environment,
+            # oneDNN keeps code for a thousand sizes of a batch, which looks like a leak for as long as new sizes come.
+            "environment": {**environment, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"},
         },
     ]
     settings = {
