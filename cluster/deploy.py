@@ -89,7 +89,7 @@ def _joined(settings: Settings) -> Iterator[None]:
     run = run_file.read(home_of(settings))
     if not address and run is not None and run.lives:
         address = run.ray_address
-        environment |= {ray_node.AUTH_MODE: run.ray_auth_mode} if run.ray_auth_mode else {}
+        environment |= ray_node.auth_environment(run.ray_auth_mode)
     if not address:
         raise ConfigError(f"no running lorikeet is known in {home_of(settings)}: start one with `lorikeet up`, or give ray.address=")
     ray_node.join(address, environment)

@@ -112,9 +112,7 @@ def down(settings: Settings) -> bool:
 
 def _end_serve(run: Run, settings: Settings) -> None:
     """End Serve in the cluster that `run` had joined, as its supervisor would have."""
-    environment = environment_of(settings)
-    if run.ray_auth_mode:
-        environment = {**environment, ray_node.AUTH_MODE: run.ray_auth_mode}
+    environment = environment_of(settings) | ray_node.auth_environment(run.ray_auth_mode)
     remedy = "if that cluster still runs, `serve shutdown -y` on its head stops it"
     try:
         ray_node.join(run.joined, environment)

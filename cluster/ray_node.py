@@ -24,6 +24,11 @@ AUTH_MODE = "RAY_AUTH_MODE"  # Ray sets it for a cluster of our own: who joins s
 logger = logging.getLogger(__name__)
 
 
+def auth_environment(mode: str) -> dict[str, str]:
+    """What joins a cluster as the run did that noted `mode` (`run_file.Run.ray_auth_mode`); nothing where it noted none."""
+    return {AUTH_MODE: mode} if mode else {}
+
+
 def set_environment(run_id: str, wanted: Mapping[str, str]) -> dict[str, str]:
     """Set what Ray and Serve must find in their environment; what the user has set already stays. Returns what was set.
 

@@ -79,6 +79,13 @@ class Bench:
         answer = await self.open(body)
         return await whole(answer)
 
+    async def open_and_lose(self) -> None:
+        """A request whose connection to r0 breaks after its answer began."""
+        answer = await self.open()
+        self.fleet._replicas["r0"]._lose()
+        with pytest.raises(Unavailable):
+            await whole(answer)
+
     def close(self) -> None:
         assert self.receiver.open_count == 0, "a request was not forgotten"
         self.fleet.close()
@@ -304,10 +311,7 @@ async def test_a_replica_that_dies_ends_each_of_its_streams_with_an_error(bench:
 async def test_a_broken_connection_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "REST_SECONDS", 3600.0)
     [replica] = bench.start(begins_and_hangs)
-    answer = await bench.open()
-    bench.fleet._replicas["r0"]._lose()
-    with pytest.raises(Unavailable):
-        await whole(answer)
+    await bench.open_and_lose()
     assert await bench.ask() == b"by Serve", "it was called again at once"
     bench.fleet._replicas["r0"]._rests_until = 0.0  # an hour later
     answer = await bench.open()
@@ -320,10 +324,7 @@ async def test_a_replica_hears_without_another_call_that_its_requests_are_nobody
     """Only the connection broke; the engine would go on for nobody."""
     monkeypatch.setattr(fleet_module, "REST_SECONDS", 0.02)
     [replica] = bench.start(begins_and_hangs)
-    answer = await bench.open()
-    bench.fleet._replicas["r0"]._lose()
-    with pytest.raises(Unavailable):
-        await whole(answer)
+    await bench.open_and_lose()
     await until(lambda: replica.forgotten == [bench.receiver.address] * 2)
     assert len(replica.calls) == 1
 
