@@ -34,6 +34,7 @@ TMP_FOLDER = OURS + "/tmp"  # noqa: S108 - the store's own
 
 _LOCKS = 64  # keys share this many lock files, so that locks do not grow with keys
 _COPY_BYTES = 1 << 20
+_TRIES = 100  # to put an object into a folder that others prune
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -170,19 +171,28 @@ class LocalStore:
             stamp_ns = max(stamp_ns, path.stat().st_mtime_ns + 1)
         os.utime(unfinished, ns=(stamp_ns, stamp_ns))
         etag = _etag(unfinished.stat())
-        for _ in range(100):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # a delete pruned the folder in between: make it again
-                unfinished.replace(path)
-                break
-        else:
-            raise StoreUnavailable("the object store is busy: its folders are being removed while they are written")
+        self._into_place(unfinished, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             _flush(folder)
         finally:
             os.close(folder)
         return etag
+
+    def _into_place(self, unfinished: Path, path: Path) -> None:
+        """Rename `unfinished` to `path` and make its folders, as often as deletes of other keys prune them in between."""
+        for _ in range(_TRIES):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished.replace(path)
+            except FileNotFoundError:
+                continue
+            except FileExistsError:  # mkdir says so of a folder too that was there when it made it and is gone when it looks again
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise
+            else:
+                return
+        raise StoreUnavailable("the object store is busy: its folders are being removed while they are written")
 
     def _prune(self, folder: Path) -> None:
         """Remove `folder` and its parents as far as they are empty; rmdir never removes one that a put has just filled."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -207,6 +208,24 @@ def test_etag_differs_between_writes_within_one_tick_of_the_clock(local_store: L
         local_store.delete("key")
         etags.add(local_store.put("key", b"size same"))
     assert len(etags) == 100
+
+
+def test_deletes_that_empty_a_folder_do_not_stop_who_writes_into_it(local_store: LocalStore) -> None:
+    def put_and_delete(name: int) -> None:
+        for _ in range(300):
+            local_store.put(f"a/b/c/{name}", b"")
+            local_store.delete(f"a/b/c/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put_and_delete, range(4)))
+    assert local_store.list("").objects == ()
+
+
+def test_a_key_below_another_is_unavailable_at_once(local_store: LocalStore) -> None:
+    local_store.put("a", b"")
+    for key in ("a/b", "a/b/c"):
+        with pytest.raises(StoreUnavailable, match="cannot be used"):
+            local_store.put(key, b"")
 
 
 def test_folder_that_cannot_be_used_is_unavailable_without_its_path(tmp_path: Path) -> None:
