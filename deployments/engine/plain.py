@@ -1,8 +1,8 @@
 """The short path: a plain text chat, streamed or not, from vLLM's engine to encoded bytes without vLLM's OpenAI layer.
 
 Prompt and sampling parameters are made by vLLM's own code, as on the full path. What is saved is all that the full path does per token
-and per answer: instead of a task per request that wakes for every token and builds pydantic objects, a tap sits where the engine's output
-loop puts each output, encodes it there and then (`sse.py`, `whole.py`), and hands it on. A request that asks for more takes the full path.
+and per answer: instead of a task per request that wakes for every token and builds pydantic objects, a tap sits in the engine's output
+loop (`tap.py`), encodes each output there and then (`sse.py`, `whole.py`), and hands it on. What asks for more takes the full path.
 """
 
 from __future__ import annotations
@@ -17,20 +17,15 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.inputs.engine import EngineInput
 from vllm.lora.request import LoRARequest
-from vllm.outputs import CompletionOutput, PoolingRequestOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from adapters_store.errors import InternalError
 from deployments.engine import errors
-from deployments.engine.sse import DONE, ChunkEncoder
-from deployments.engine.whole import encode_whole
+from deployments.engine.sse import ChunkEncoder
+from deployments.engine.tap import Emit, StreamTap, Tap, WholeTap
 from deployments.messages import ChatCall
-
-Emit = Callable[[bytes], None]
 
 
 def is_plain(request: ChatCompletionRequest) -> bool:
@@ -89,13 +84,13 @@ class PlainChat:
             await self._engine.abort(tap.request_id, internal=True)
             raise
 
-    def _tap(self, request_id: str, call: ChatCall, request: ChatCompletionRequest, emit: Emit) -> _Tap:
+    def _tap(self, request_id: str, call: ChatCall, request: ChatCompletionRequest, emit: Emit) -> Tap:
         version = call.adapter.exact_name if call.adapter else self._base
         named = (f"chatcmpl-{call.request_id}", call.model, int(time.time()), version)
         if not request.stream:
-            return _WholeTap(request_id, named, emit)
+            return WholeTap(request_id, named, emit)
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
-        return _StreamTap(request_id, ChunkEncoder(*named), emit, include_usage, self._parses)
+        return StreamTap(request_id, ChunkEncoder(*named), emit, include_usage, self._parses)
 
     def _sampling_params(self, request: ChatCompletionRequest, prompt: EngineInput) -> SamplingParams:
         config = self._engine.model_config
@@ -107,8 +102,8 @@ class PlainChat:
         return request.to_sampling_params(max_tokens, self._defaults)
 
     async def _submit(
-        self, request_id: str, prompt: EngineInput, params: SamplingParams, lora: LoRARequest | None, make_tap: Callable[[str], _Tap]
-    ) -> _Tap:
+        self, request_id: str, prompt: EngineInput, params: SamplingParams, lora: LoRARequest | None, make_tap: Callable[[str], Tap]
+    ) -> Tap:
         """`AsyncLLM.add_request` for one choice, with a tap in the place of its collector."""
         engine = self._engine
         if engine.errored:
@@ -120,81 +115,11 @@ class PlainChat:
         engine._run_output_handler()  # type: ignore[no-untyped-call]
         tap = make_tap(request.request_id)
         try:
-            await engine._add_request(request, text, None, 0, tap)
+            engine.check_admission(request_id=request.request_id)
+            engine.output_processor.add_request(request, text, None, 0, tap)
+            tap.stand_in(engine.output_processor.request_states[request.request_id])
+            await engine.engine_core.add_request_async(request)
         except asyncio.CancelledError:  # the engine may have it already
             await engine.abort(request.request_id, internal=True)
             raise
         return tap
-
-
-class _Tap(RequestOutputCollector):
-    """Stands where vLLM collects a request's outputs; encodes each at once instead of waking a task for it."""
-
-    def __init__(self, request_id: str, kind: RequestOutputKind) -> None:
-        super().__init__(kind, request_id)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def put(self, output: RequestOutput | PoolingRequestOutput[Any] | Exception) -> None:
-        """Called by the engine's output loop, which an exception would end for every request: none leaves here."""
-        if self.done.done():
-            return
-        try:
-            if isinstance(output, Exception):
-                raise output
-            assert isinstance(output, RequestOutput)
-            if output.outputs[0].finish_reason == "error":
-                raise InternalError("the model failed to answer this request")
-            self._encode(output, output.outputs[0])
-            if output.finished:
-                self.done.set_result(None)
-        except Exception as error:
-            self.done.set_exception(error)
-
-    def _encode(self, output: RequestOutput, choice: CompletionOutput) -> None:
-        raise NotImplementedError
-
-
-class _StreamTap(_Tap):
-    """Each output becomes the next events of a stream."""
-
-    def __init__(self, request_id: str, encoder: ChunkEncoder, emit: Emit, include_usage: bool, parses: bool) -> None:
-        super().__init__(request_id, RequestOutputKind.DELTA)
-        self._encoder = encoder
-        self._emit = emit
-        self._include_usage = include_usage
-        self._parses = parses
-        self._completion_tokens = 0
-        self._begun = False
-
-    def _encode(self, output: RequestOutput, choice: CompletionOutput) -> None:
-        events = [] if self._begun else [self._encoder.role()]
-        self._begun = True
-        text, finish_reason = choice.text, choice.finish_reason
-        if text or choice.token_ids or self._completion_tokens:  # nothing of these yet: a part of a chunked prefill
-            self._completion_tokens += len(choice.token_ids)
-            if finish_reason is None:
-                events.append(self._encoder.delta(text))
-            else:
-                last = None if self._parses and not text else text  # of an empty delta, vLLM's parsers leave nothing
-                events.append(self._encoder.last(last, finish_reason, choice.stop_reason, fingerprint=not self._include_usage))
-        if output.finished:
-            if self._include_usage:
-                events.append(self._encoder.usage(len(output.prompt_token_ids or ()), self._completion_tokens))
-            events.append(DONE)
-        if events:
-            self._emit(b"".join(events) if len(events) != 1 else events[0])
-
-
-class _WholeTap(_Tap):
-    """The one output of a request that is not streamed becomes its body. `named` is the answer's id, model, time and fingerprint."""
-
-    def __init__(self, request_id: str, named: tuple[str, str, int, str], emit: Emit) -> None:
-        super().__init__(request_id, RequestOutputKind.FINAL_ONLY)
-        self._named = named
-        self._emit = emit
-
-    def _encode(self, output: RequestOutput, choice: CompletionOutput) -> None:
-        if not output.finished:
-            return
-        tokens = len(output.prompt_token_ids or ()), len(choice.token_ids)
-        self._emit(encode_whole(*self._named, choice.text, choice.finish_reason or "stop", choice.stop_reason, *tokens))

@@ -1,7 +1,7 @@
 """One vLLM engine: started from settings, asked for chats, told which adapters to hold.
 
 Two ways lead through it. `full.py` is vLLM's own OpenAI layer and serves every field; `plain.py` is the short path for a plain text chat.
-Both render the prompt and make the sampling parameters with vLLM's own code. vLLM's internals are used here and in these two files
+Both render the prompt and make the sampling parameters with vLLM's own code. vLLM's internals are used in this folder
 alone, and `tests/system/test_vllm_contract.py` says which.
 """
 

@@ -5,9 +5,11 @@ No engine is started. The places that rely on each are named beside it.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -26,21 +28,22 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
-from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
 from vllm.v1.engine.input_processor import InputProcessor
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
 
 from configs.settings import ModelSettings
 from deployments.api.schemas import ChatRequest
 from deployments.engine import load
+from deployments.engine.tap import Tap
 from tests.system.stack import TINY
 
 SIGNATURES: dict[str, tuple[Callable[..., Any], list[str], list[str]]] = {
@@ -52,7 +55,15 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], list[str], list[str]]] = {
     "vllm.py: AsyncLLM.collective_rpc": (AsyncLLM.collective_rpc, ["self", "method"], ["args"]),
     "vllm.py: AsyncLLM.shutdown": (AsyncLLM.shutdown, ["self"], []),
     "vllm.py: LoRARequest": (LoRARequest, [], ["lora_name", "lora_int_id", "lora_path"]),
-    "plain.py: AsyncLLM._add_request": (AsyncLLM._add_request, ["self", "request", "prompt", "parent_req", "index", "queue"], []),
+    "plain.py: AsyncLLM.check_admission": (AsyncLLM.check_admission, ["self"], ["request_id"]),
+    "plain.py: OutputProcessor.add_request": (
+        OutputProcessor.add_request, ["self", "request", "prompt", "parent_req", "request_index", "queue"], []
+    ),
+    "plain.py: AsyncMPClient.add_request_async": (AsyncMPClient.add_request_async, ["self", "request"], []),
+    "tap.py: BaseIncrementalDetokenizer.get_next_output_text": (
+        BaseIncrementalDetokenizer.get_next_output_text, ["self", "finished", "delta"], []
+    ),
+    "tap.py: IncrementalDetokenizer.num_output_tokens": (IncrementalDetokenizer.num_output_tokens, ["self"], []),
     "plain.py: AsyncLLM._run_output_handler": (AsyncLLM._run_output_handler, ["self"], []),
     "plain.py: AsyncLLM.abort": (AsyncLLM.abort, ["self", "request_id"], ["internal"]),
     "plain.py: AsyncLLM.get_supported_tasks": (AsyncLLM.get_supported_tasks, ["self"], []),
@@ -60,8 +71,8 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], list[str], list[str]]] = {
         InputProcessor.process_inputs, ["self", "request_id", "prompt", "params"], ["supported_tasks", "lora_request"]
     ),
     "plain.py: InputProcessor.assign_request_id": (InputProcessor.assign_request_id, ["request"], []),
-    "plain.py: RequestOutputCollector": (RequestOutputCollector, ["output_kind", "request_id"], []),
-    "plain.py: RequestOutputCollector.put": (RequestOutputCollector.put, ["self", "output"], []),
+    "tap.py: RequestOutputCollector": (RequestOutputCollector, ["output_kind", "request_id"], []),
+    "tap.py: RequestOutputCollector.put": (RequestOutputCollector.put, ["self", "output"], []),
     "plain.py: get_max_tokens": (
         get_max_tokens, ["max_model_len", "max_tokens", "input_length", "default_sampling_params"], ["truncate_prompt_tokens"]
     ),
@@ -129,7 +140,32 @@ def test_add_request_goes_the_way_the_short_path_copies() -> None:
     source = inspect.getsource(AsyncLLM.add_request)
     for step in ("process_inputs(", "assign_request_id(", "_run_output_handler()", "RequestOutputCollector(", "_add_request("):
         assert step in source, step
-    assert "queue.put(" in inspect.getsource(OutputProcessor.process_outputs)
+    assert _steps(AsyncLLM._add_request) == [
+        "if parent_req is None and (not self.output_processor.has_request(request.request_id)):\n"
+        "    self.check_admission(request_id=request.request_id)",
+        "self.output_processor.add_request(request, prompt, parent_req, index, queue)",
+        "await self.engine_core.add_request_async(request)",
+        "if self.log_requests:\n    logger.info('Added request %s.', request.request_id)",
+    ]
+
+
+def test_outputs_are_made_where_the_tap_stands_in() -> None:
+    """tap.py: what it is called with, and what vLLM does with what it gives and with what ends all requests."""
+    assert list(inspect.signature(Tap._take).parameters) == list(inspect.signature(RequestState.make_request_output).parameters)
+    for caller in (OutputProcessor.process_outputs, OutputProcessor.abort_requests):
+        assert "request_output := req_state.make_request_output(" in inspect.getsource(caller)
+    assert "state.queue.put(e)" in inspect.getsource(OutputProcessor.propagate_error)
+    source = inspect.getsource(RequestState.__init__)
+    for name in ("detokenizer", "prompt_token_ids", "stream_interval"):
+        assert f"self.{name} = " in source, name
+    assert [str(reason) for reason in FinishReason] == ["stop", "length", "abort", "error", "repetition"]
+
+
+def _steps(function: Callable[..., Any]) -> list[str]:
+    """The statements of `function`, formatted alike."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef)
+    return [ast.unparse(statement) for statement in definition.body]
 
 
 def test_the_engines_process_tells_its_load() -> None:
@@ -141,12 +177,6 @@ def test_the_engines_process_tells_its_load() -> None:
     assert "load_general_plugins()" in inspect.getsource(EngineCore.__init__)
     for name in ("get_request_counts", "get_kv_cache_usage"):
         assert callable(getattr(Scheduler, name))
-
-
-def test_outputs_have_the_fields_that_are_encoded() -> None:
-    assert {"text", "token_ids", "finish_reason", "stop_reason"} <= {field.name for field in dataclasses.fields(CompletionOutput)}
-    assert {"outputs", "finished", "prompt_token_ids"} <= inspect.signature(RequestOutput).parameters.keys()
-    assert RequestOutputKind.DELTA in RequestOutputKind
 
 
 def test_errors_have_the_shape_that_is_read() -> None:

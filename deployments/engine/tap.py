@@ -1,0 +1,126 @@
+"""Where the short path takes an answer out of vLLM's output loop, encoded there and then.
+
+vLLM makes two objects of each token that it has turned into text, and puts them where a task of the request's wakes for them. A tap
+stands in both places: it is asked for the objects and takes only the text, and it is the collector, left with errors to collect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import FinishReason
+from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
+
+from adapters_store.errors import InternalError
+from deployments.engine.sse import DONE, ChunkEncoder
+from deployments.engine.whole import encode_whole
+
+Emit = Callable[[bytes], None]
+
+_FAILED = "the model failed to answer this request"
+
+
+class Tap(RequestOutputCollector):
+    """Encodes one request's outputs. `done` is set after the last, or to the error that ended them.
+
+    It holds nothing that leads back to the request's state, so that both go with the request and not with Python's next garbage collection.
+    """
+
+    def __init__(self, request_id: str, kind: RequestOutputKind, emit: Emit) -> None:
+        super().__init__(kind, request_id)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._emit = emit
+
+    def stand_in(self, state: RequestState) -> None:
+        """Be asked for the outputs of `state`, which has had none yet."""
+        assert state.detokenizer is not None
+        self._detokenizer = state.detokenizer
+        self._prompt_tokens = len(state.prompt_token_ids or ())
+        self._interval = state.stream_interval
+        state.make_request_output = self._take  # type: ignore[method-assign]
+
+    def put(self, output: RequestOutput | PoolingRequestOutput[Any] | Exception) -> None:
+        """What ends every request at once: the engine has died."""
+        if not self.done.done():
+            self.done.set_exception(output if isinstance(output, Exception) else InternalError(_FAILED))
+
+    def _take(
+        self,
+        new_token_ids: list[int],  # their text is in the detokenizer
+        pooling_output: object,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
+        kv_transfer_params: object = None,
+        ec_transfer_params: object = None,
+    ) -> None:
+        """In the place of `RequestState.make_request_output`; makes nothing for the collector.
+
+        Called by the engine's output loop, which an exception would end for every request: none leaves here.
+        """
+        if self.done.done():
+            return
+        try:
+            if finish_reason == FinishReason.ERROR:
+                raise InternalError(_FAILED)
+            self._encode(finish_reason, stop_reason)
+            if finish_reason is not None:
+                self.done.set_result(None)
+        except Exception as error:
+            self.done.set_exception(error)
+
+    def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
+        raise NotImplementedError
+
+
+class StreamTap(Tap):
+    """Each output becomes the next events of a stream."""
+
+    def __init__(self, request_id: str, encoder: ChunkEncoder, emit: Emit, include_usage: bool, parses: bool) -> None:
+        super().__init__(request_id, RequestOutputKind.DELTA, emit)
+        self._encoder = encoder
+        self._include_usage = include_usage
+        self._parses = parses
+        self._begun = False
+        self._sent_tokens = 0
+
+    def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
+        tokens = self._detokenizer.num_output_tokens()
+        if self._interval > 1 and finish_reason is None and self._sent_tokens and tokens - self._sent_tokens < self._interval:
+            return
+        self._sent_tokens = tokens
+        text = self._detokenizer.get_next_output_text(finish_reason is not None, True)
+        if self._begun and finish_reason is None:
+            self._emit(self._encoder.delta(text))
+            return
+        events = [] if self._begun else [self._encoder.role()]
+        self._begun = True
+        if text or tokens:  # nothing of these yet: a part of a chunked prefill
+            events.append(self._encoder.delta(text) if finish_reason is None else self._last(text, finish_reason, stop_reason))
+        if finish_reason is not None:
+            if self._include_usage:
+                events.append(self._encoder.usage(self._prompt_tokens, tokens))
+            events.append(DONE)
+        self._emit(b"".join(events))
+
+    def _last(self, text: str, finish_reason: FinishReason, stop_reason: int | str | None) -> bytes:
+        delta = None if self._parses and not text else text  # of an empty delta, vLLM's parsers leave nothing
+        return self._encoder.last(delta, str(finish_reason), stop_reason, fingerprint=not self._include_usage)
+
+
+class WholeTap(Tap):
+    """The one output of a request that is not streamed becomes its body. `named` is the answer's id, model, time and fingerprint."""
+
+    def __init__(self, request_id: str, named: tuple[str, str, int, str], emit: Emit) -> None:
+        super().__init__(request_id, RequestOutputKind.FINAL_ONLY, emit)
+        self._named = named
+
+    def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
+        if finish_reason is None:
+            return
+        text = self._detokenizer.get_next_output_text(True, False)
+        tokens = self._prompt_tokens, self._detokenizer.num_output_tokens()
+        self._emit(encode_whole(*self._named, text, str(finish_reason), stop_reason, *tokens))
