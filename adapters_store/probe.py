@@ -1,4 +1,4 @@
-"""Whether a store keeps the promise that publishing stands on: conditional writes. `lorikeet doctor` asks it."""
+"""Whether a store keeps the promises that Lorikeet stands on: conditional writes, and keys in order. `lorikeet doctor` asks it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ def check_conditional_writes(store: ObjectStore) -> bool:
     finally:
         with contextlib.suppress(Exception):  # never hide the finding behind the clean-up
             store.delete(key)
+
+
+def check_listing_order(store: ObjectStore) -> bool:
+    """Whether the store lists by key, as S3 does; False for one that lists folder by folder (SeaweedFS), where pages do not meet.
+
+    Raises StoreUnavailable.
+    """
+    prefix = f".probe/{uuid.uuid4().hex}/"
+    keys = [f"{prefix}{key}" for key in ("a-1/x", "a/x", "a0/x")]  # in the order of bytes: "-" comes before "/"
+    try:
+        for key in keys:
+            store.put(key, b"")
+        return [info.key for info in store.list(prefix).objects] == keys
+    finally:
+        with contextlib.suppress(Exception):
+            for key in keys:
+                store.delete(key)
 
 
 def _refuses(store: ObjectStore, key: str, *, if_match: str | None = None, if_absent: bool = False) -> bool:

@@ -18,7 +18,7 @@ import psutil
 
 from adapters_store.errors import LorikeetError
 from adapters_store.objects import open_store
-from adapters_store.probe import check_conditional_writes
+from adapters_store.probe import check_conditional_writes, check_listing_order
 from cluster import ports, run_file
 from cluster.packages import check_packages
 from configs.load import home, store_url
@@ -133,11 +133,15 @@ def check_store(settings: Settings) -> Check:
     try:
         store = open_store(url, timeout_seconds=settings.store.timeout_seconds)
         honoured = check_conditional_writes(store)
+        ordered = check_listing_order(store)
     except LorikeetError as error:
         return Check("store", "fail", f"{url}: {error.message}", remedy)
     if not honoured:
         told = "use a store that honours If-Match and If-None-Match on PUT: without them two publishers overwrite each other"
         return Check("store", "fail", f"{url} ignores conditional writes", told)
+    if not ordered:
+        told = "use a store that lists keys in their order, as S3 does: here pages of adapters may leave some out, or repeat them"
+        return Check("store", "warn", f"{url} lists its keys folder by folder", told)
     return Check("store", "ok", f"{url} answers and honours conditional writes")
 
 

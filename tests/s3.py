@@ -1,4 +1,4 @@
-"""A real S3 endpoint for tests: moto's server in a process of its own, spoken to over HTTP.
+"""A real S3 endpoint for tests: moto's server in a process of its own, spoken to over HTTP. Another's is in `seaweed.py`.
 
 with moto_server() as s3, s3.in_environment():
     s3.create_bucket("adapters")
@@ -23,6 +23,7 @@ import boto3
 import httpx
 
 START_TIMEOUT_SECONDS = 60.0
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,8 @@ def moto_server() -> Iterator[S3Endpoint]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(port, process)
-        yield S3Endpoint(
-            url=f"http://127.0.0.1:{port}",
-            environment={
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-            },
-        )
+        wait_for(port, process, "moto's server")
+        yield endpoint_at(port)
     finally:
         process.kill()
         process.wait(timeout=10)
@@ -104,18 +97,32 @@ def recorded_requests(endpoint_url: str) -> Iterator[list[tuple[str, str]]]:
         requests.extend((entry["method"], urlsplit(entry["url"]).path) for entry in map(json.loads, recording.splitlines()))
 
 
+def endpoint_at(port: int) -> S3Endpoint:
+    return S3Endpoint(
+        url=f"http://127.0.0.1:{port}",
+        environment={"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **CREDENTIALS, "AWS_DEFAULT_REGION": "us-east-1"},
+    )
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], what: str) -> None:
+    """Until `process` answers on `port`. Raises RuntimeError when it ends, or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"moto's server ended at once with status {process.returncode}")
+            raise RuntimeError(f"{what} ended at once with status {process.returncode}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise RuntimeError(f"moto's server did not answer within {START_TIMEOUT_SECONDS:g} s")
+    raise RuntimeError(f"{what} did not answer within {START_TIMEOUT_SECONDS:g} s")

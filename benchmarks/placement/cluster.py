@@ -20,11 +20,12 @@ from adapters_store.objects import ObjectStore, open_store
 from benchmarks.models import TOKENS_IN_A_STEP, Workload
 from benchmarks.placement import cluster_process
 from benchmarks.placement.replica import ANSWERED
+from benchmarks.placement.seaweed import seaweed_server
 from benchmarks.placement.settings import REPLICAS, SLOTS, STEP_MS, STORE_MS
 from benchmarks.placement.slow_store import slow_store
 from benchmarks.processes import ROOT, ProcessTree, running
 from benchmarks.stacks.stack import START_TIMEOUT_SECONDS, engine_environment
-from tests.s3 import free_port, moto_server
+from tests.s3 import free_port
 
 KEY = "lk-key-of-the-benchmarks"
 BUCKET = "adapters"
@@ -65,7 +66,7 @@ def start(
 ) -> Iterator[RunningCluster]:
     """Run it in `folder` until the block ends. `batch` is max_num_seqs, `held` max_cpu_loras."""
     ports = {policy: free_port() for policy in policies}
-    with moto_server() as s3, s3.in_environment(), slow_store(_port(s3.url), STORE_MS) as far:
+    with seaweed_server() as s3, s3.in_environment(), slow_store(_port(s3.url), STORE_MS) as far:
         s3.create_bucket(BUCKET)
         store = open_store(f"s3://{BUCKET}", timeout_seconds=60.0)
         KeyRing(store).create("bench", secret=KEY, scopes=[Scope.ADMIN])

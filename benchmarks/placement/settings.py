@@ -12,7 +12,7 @@ REPLICAS = 4  # one on each node
 SLOTS = 8  # max_loras: adapters in one engine batch
 STEP_MS = 25.0  # as a decode step of a model of some billion parameters; long, so that two cores carry four engines
 TOKENS = 24  # of each answer: with its first step, 0.6 s
-STORE_MS = 40.0  # what the object store takes to begin an answer, as S3 does; moto next door would take none
+STORE_MS = 40.0  # what the object store takes to begin an answer, as S3 does; one next door takes next to none
 ROUNDS, QUICK_ROUNDS = 3, 1
 
 

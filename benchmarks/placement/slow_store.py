@@ -1,4 +1,4 @@
-"""A store that is as far away as S3: a TCP proxy before moto's server that holds each request back.
+"""A store that is as far away as S3: a TCP proxy before the S3 server that holds each request back.
 
     python -m benchmarks.placement.slow_store PORT TO_PORT MILLISECONDS
 

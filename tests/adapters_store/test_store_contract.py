@@ -11,7 +11,7 @@ import pytest
 
 from adapters_store.errors import Conflict, InvalidRequest, NotFound
 from adapters_store.objects import ObjectStore
-from adapters_store.probe import check_conditional_writes
+from adapters_store.probe import check_conditional_writes, check_listing_order
 
 
 def test_what_was_put_is_got_with_its_etag(store: ObjectStore) -> None:
@@ -80,8 +80,9 @@ def test_of_many_conditional_writers_one_wins(store: ObjectStore) -> None:
         assert sum(pool.map(write, range(8))) == 1
 
 
-def test_probe_finds_that_conditional_writes_work_and_leaves_nothing(store: ObjectStore) -> None:
+def test_probe_finds_that_promises_are_kept_and_leaves_nothing(store: ObjectStore) -> None:
     assert check_conditional_writes(store) is True
+    assert check_listing_order(store) is True
     assert store.list("").objects == ()
 
 

@@ -6,11 +6,13 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapters_store.local import LocalStore
+from adapters_store.objects import ObjectPage
 from cluster import doctor, packages, ports
 from configs.load import load
 from configs.settings import Settings
@@ -95,6 +97,22 @@ def test_a_store_that_ignores_conditions_fails(settings: Settings, tmp_path: Pat
     monkeypatch.setattr(doctor, "open_store", lambda url, timeout_seconds: Forgetful(tmp_path / "forgetful"))
     check = doctor.check_store(settings)
     assert (check.state, "ignores conditional writes" in check.detail) == ("fail", True)
+
+
+class ByFolder(LocalStore):
+    """A store like those that list folder by folder."""
+
+    def list(self, prefix: str, *, delimiter: str | None = None, start_after: str | None = None, limit: int = 1000) -> ObjectPage:
+        page = super().list(prefix, delimiter=delimiter, start_after=start_after, limit=limit)
+        return replace(page, objects=tuple(sorted(page.objects, key=lambda info: info.key.split("/"))))
+
+
+def test_a_store_that_lists_out_of_order_is_a_warning(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ByFolder(tmp_path / "by-folder")
+    monkeypatch.setattr(doctor, "open_store", lambda url, timeout_seconds: store)
+    check = doctor.check_store(settings)
+    assert (check.state, "folder by folder" in check.detail) == ("warn", True)
+    assert store.list("").objects == ()
 
 
 def test_a_model_on_gpus_fails_where_there_are_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
