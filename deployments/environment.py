@@ -33,6 +33,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRIES": str(haproxy_config.RETRIES),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy_config.BUFFER_BYTES),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Serve's controller looks at everything, and each process sums its metrics up, ten times a second by default, busy or not.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     }
 
 
