@@ -18,7 +18,6 @@ import os
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store.adapter import Adapter
@@ -27,19 +26,13 @@ from adapters_store.file_lock import FileLock, try_lock
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    version: str
-    size_bytes: int
-    last_used: float
-
-
 class CacheFolder:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._pulls = self._root / ".pulls"
         self._trash = self._root / ".trash"
         self._locks = self._root / ".locks"
+        self._sizes: dict[str, int] = {}  # bytes of each whole version: it never changes, so it is measured once
         for folder in (self._pulls, self._trash, self._locks):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,6 +78,7 @@ class CacheFolder:
     def end_pull(self, version: str) -> None:
         """Put the downloaded folder in its place, at once. What lay there (damaged) goes. The caller holds the pull lock."""
         self._discard(self.path(version))
+        self._sizes.pop(version, None)
         self.pull_path(version).rename(self.path(version))
 
     def abandon_pull(self, version: str) -> None:
@@ -92,14 +86,16 @@ class CacheFolder:
 
     def evict_beyond(self, max_bytes: int) -> int:
         """Remove what nobody uses, least recently used first, until at most `max_bytes` are left or all is in use; bytes left."""
-        entries = sorted(self._entries(), key=lambda entry: entry.last_used)
-        left_bytes = sum(entry.size_bytes for entry in entries) + sum(_size_bytes(folder) for folder in _folders(self._pulls))
-        for entry in entries:
+        sizes = self._measure()
+        left_bytes = sum(sizes.values()) + sum(_size_bytes(folder) or 0 for folder in _folders(self._pulls))
+        if left_bytes <= max_bytes:  # nearly always: what follows looks at every version
+            return left_bytes
+        for version in sorted(sizes, key=self._last_used):
             if left_bytes <= max_bytes:
                 break
-            if self._evict(entry.version):
-                left_bytes -= entry.size_bytes
-                logger.info("cache_evicted", extra={"version": entry.version, "size_bytes": entry.size_bytes})
+            if self._evict(version):
+                left_bytes -= sizes[version]
+                logger.info("cache_evicted", extra={"version": version, "size_bytes": sizes[version]})
         return left_bytes
 
     def sweep(self) -> None:
@@ -139,16 +135,21 @@ class CacheFolder:
             folder.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    def _entries(self) -> list[_Entry]:
-        return [
-            _Entry(folder.name, _size_bytes(folder), self._last_used(folder))
-            for folder in _folders(self._root)
-            if not folder.name.startswith(".")
-        ]
+    def _measure(self) -> dict[str, int]:
+        """Bytes of each whole version that is here now. May run in several threads at once."""
+        known, sizes = self._sizes, {}
+        for folder in _folders(self._root):
+            if folder.name.startswith("."):
+                continue
+            size_bytes = known.get(folder.name) or _size_bytes(folder)
+            if size_bytes is not None:  # else it was evicted meanwhile
+                sizes[folder.name] = size_bytes
+        self._sizes = sizes
+        return dict(sizes)
 
-    def _last_used(self, folder: Path) -> float:
+    def _last_used(self, version: str) -> float:
         try:
-            return self._use_path(folder.name).stat().st_mtime
+            return self._use_path(version).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
@@ -161,11 +162,10 @@ def _folders(parent: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def _size_bytes(folder: Path) -> int:
-    """Bytes of the files directly in `folder`, 0 when it has just been removed."""
-    size_bytes = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                size_bytes += entry.stat(follow_symlinks=False).st_size
-    return size_bytes
+def _size_bytes(folder: Path) -> int | None:
+    """Bytes of the files directly in `folder`; None when it, or some of it, has just been removed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    except FileNotFoundError:
+        return None

@@ -395,3 +395,27 @@ async def test_busy_cache_keeps_every_pinned_file_whole(make_cache, local_store:
     await asyncio.gather(*(use(number) for number in range(8)))
     assert all(not cache._uses for cache in caches)
     assert leftovers(tmp_path) == []
+
+
+def test_what_is_left_is_right_whoever_pulls_and_evicts(tmp_path: Path) -> None:
+    ours, theirs = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache")
+    one, two = "1" * 64, "2" * 64
+
+    def pull(folder: CacheFolder, version: str, size_bytes: int) -> None:
+        lock = folder.lock_use(version)
+        assert lock is not None
+        (folder.begin_pull(version) / WEIGHTS).write_bytes(b"." * size_bytes)
+        folder.end_pull(version)
+        lock.release()
+
+    pull(ours, one, 10)
+    assert (ours.evict_beyond(100), theirs.evict_beyond(100)) == (10, 10)
+    pull(theirs, two, 20)
+    assert (ours.evict_beyond(100), theirs.evict_beyond(100)) == (30, 30)
+    assert theirs.evict_beyond(25) == 20  # the one used first goes
+    assert (ours.evict_beyond(100), on_disk(tmp_path)) == (20, {two})
+    pull(ours, one, 10)
+    assert (ours.evict_beyond(100), theirs.evict_beyond(100)) == (30, 30)
+    pull(ours, two, 15)  # what lay there was damaged
+    assert ours.evict_beyond(100) == 25
+    assert (ours.evict_beyond(0), on_disk(tmp_path)) == (0, set())
