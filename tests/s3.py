@@ -1,4 +1,4 @@
-"""A real S3 endpoint for tests: moto's server in a process of its own, spoken to over HTTP. Another's is in `seaweed.py`.
+"""A real S3 endpoint for tests: moto's server in a process of its own, spoken to over HTTP.
 
 with moto_server() as s3, s3.in_environment():
     s3.create_bucket("adapters")
@@ -72,7 +72,7 @@ def moto_server() -> Iterator[S3Endpoint]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(port, process, "moto's server")
+        _wait_for(port, process)
         yield endpoint_at(port)
     finally:
         process.kill()
@@ -98,31 +98,23 @@ def recorded_requests(endpoint_url: str) -> Iterator[list[tuple[str, str]]]:
 
 
 def endpoint_at(port: int) -> S3Endpoint:
-    return S3Endpoint(
-        url=f"http://127.0.0.1:{port}",
-        environment={"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **CREDENTIALS, "AWS_DEFAULT_REGION": "us-east-1"},
-    )
+    """What listens on `port` of this machine and takes `CREDENTIALS`."""
+    url = f"http://127.0.0.1:{port}"
+    return S3Endpoint(url, {"AWS_ENDPOINT_URL": url, **CREDENTIALS, "AWS_DEFAULT_REGION": "us-east-1"})
 
 
 def free_port() -> int:
-    return free_ports(1)[0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], what: str) -> None:
-    """Until `process` answers on `port`. Raises RuntimeError when it ends, or takes too long."""
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"{what} ended at once with status {process.returncode}")
+            raise RuntimeError(f"moto's server ended at once with status {process.returncode}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise RuntimeError(f"{what} did not answer within {START_TIMEOUT_SECONDS:g} s")
+    raise RuntimeError(f"moto's server did not answer within {START_TIMEOUT_SECONDS:g} s")

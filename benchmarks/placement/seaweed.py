@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sysconfig
 import tempfile
 import time
@@ -13,31 +11,23 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.s3 import CREDENTIALS, START_TIMEOUT_SECONDS, S3Endpoint, endpoint_at, free_ports, wait_for
+from benchmarks.processes import ProcessTree, running
+from cluster.ports import pick_free
+from tests.s3 import CREDENTIALS, START_TIMEOUT_SECONDS, S3Endpoint, endpoint_at
 
 WEED = Path(sysconfig.get_path("scripts")) / "weed"
 
 
 @contextlib.contextmanager
 def seaweed_server() -> Iterator[S3Endpoint]:
-    """Start it on free ports in a folder of its own, wait until it takes a bucket, and stop it in the end."""
+    """Start it on free ports in a folder of its own, wait until it takes an object, and stop it in the end."""
+    port, *others = pick_free(8)
     with tempfile.TemporaryDirectory(prefix="seaweed-", ignore_cleanup_errors=True) as folder:
-        port, *others = free_ports(8)
-        process = subprocess.Popen(
-            [WEED, "server", *_flags(folder, port, others)],
-            env={**os.environ, **CREDENTIALS},
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_for(port, process, "SeaweedFS")
+        command = [str(WEED), "server", *_flags(folder, port, others)]
+        with running(command, CREDENTIALS, Path(folder) / "weed.log") as processes:
             endpoint = endpoint_at(port)
-            _wait_for_buckets(endpoint)
+            _wait_for_objects(endpoint, processes)
             yield endpoint
-        finally:
-            process.kill()
-            process.wait(timeout=10)
 
 
 def _flags(folder: str, port: int, others: list[int]) -> list[str]:
@@ -59,11 +49,12 @@ def _flags(folder: str, port: int, others: list[int]) -> list[str]:
     ]
 
 
-def _wait_for_buckets(endpoint: S3Endpoint) -> None:
-    """It answers before its parts have found one another."""
+def _wait_for_objects(endpoint: S3Endpoint, processes: ProcessTree) -> None:
+    """It answers before its parts have found one another. Raises RuntimeError when it ends, boto3's error when it takes too long."""
     client = endpoint.client()
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
+        processes.require_alive()
         try:
             with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
                 client.create_bucket(Bucket="is-it-there")

@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,11 @@ from deployments.engine import errors, load
 from deployments.engine.adapters import UsedAdapter
 from deployments.engine.full import FullChat
 from deployments.engine.plain import PlainChat, is_plain
+from deployments.engine.tap import Emit
 from deployments.messages import ChatCall
 from deployments.scaling import EngineLoad
 
 logger = logging.getLogger(__name__)
-
-Emit = Callable[[bytes], None]
 
 _LOAD_TIMEOUT_SECONDS = 120.0
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.002, 0.05  # between two looks whether an adapter has been read; a look takes a step's end
