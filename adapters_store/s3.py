@@ -1,7 +1,7 @@
 """The object store in an S3 bucket, or any endpoint that speaks S3 (AWS_ENDPOINT_URL). The only module that imports boto3.
 
 Credentials, region and endpoint are boto3's to find (environment, profile, instance role). One store is shared by many threads.
-Etags are kept without the quotes that S3 puts around them.
+Etags are kept without the quotes that S3 puts around them. Small reads go past boto3 where they can (`s3_reads.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from adapters_store.errors import Conflict, NotFound, StoreUnavailable
 from adapters_store.objects import ObjectInfo, ObjectPage, check_key
+from adapters_store.s3_reads import Keys, S3Reads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 POOL_CONNECTIONS = 64  # threads that may talk to the store at once without waiting for a connection
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
+SMALL_BYTES = 64 << 10  # what is downloaded as any small object is read
 DOWNLOAD_TRIES = 3
 TRANSFER_READ_TIMEOUT_SECONDS = 60.0  # an endpoint may be slow to answer the end of a multipart upload
 
@@ -50,6 +53,13 @@ class S3Store:
         with _store_errors(""):
             self._client = _small_calls_client(session, timeout_seconds)
             self._transfers = _transfers_client(session)
+        self._reads = S3Reads(
+            bucket,
+            endpoint=self._client.meta.endpoint_url,
+            region=self._client.meta.region_name,
+            timeout_seconds=timeout_seconds,
+            credentials=lambda: _keys(session),
+        )
         self._transfer_config = TransferConfig(
             multipart_threshold=PART_BYTES,
             multipart_chunksize=PART_BYTES,
@@ -62,12 +72,17 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, key: str) -> tuple[bytes, str]:
+        if (read := self._reads.get(self._key(key))) is not None:
+            return read
         with _store_errors(key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             with contextlib.closing(answer["Body"]) as body:
                 return body.read(), _bare(answer["ETag"])
 
     def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
+        if size_bytes is not None and size_bytes <= SMALL_BYTES and (read := self._reads.get(self._key(key))) is not None:
+            path.write_bytes(read[0])
+            return
         with _store_errors(key):
             if size_bytes is not None and size_bytes <= PART_BYTES:
                 self._download_at_once(key, path)
@@ -124,6 +139,8 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
     def list(self, prefix: str, *, delimiter: str | None = None, start_after: str | None = None, limit: int = 1000) -> ObjectPage:
+        if delimiter == "/" and prefix.endswith("/") and not start_after and (page := self._list_folder(prefix, limit)) is not None:
+            return page
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix, "MaxKeys": limit}
         if delimiter is not None:
             request["Delimiter"] = delimiter
@@ -137,6 +154,14 @@ class S3Store:
                 return page
             # Some endpoints begin again with the folder that `start_after` names; it was left out, and with it the whole page.
             request["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _list_folder(self, prefix: str, limit: int) -> ObjectPage | None:
+        page = self._reads.list_folder(self._prefix + prefix, limit)
+        if page is None:
+            return None
+        drop = len(self._prefix)
+        objects = tuple(replace(info, key=info.key[drop:]) for info in page.objects)
+        return ObjectPage(objects, tuple(folder[drop:] for folder in page.folders), None)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -186,6 +211,15 @@ def _client(session: boto3.session.Session, *, connect_seconds: float, read_seco
         response_checksum_validation="when_required",
     )
     return session.client("s3", config=config)
+
+
+def _keys(session: boto3.session.Session) -> Keys | None:
+    """The credentials of now; botocore renews those that expire."""
+    credentials = session.get_credentials()
+    if credentials is None:
+        return None
+    frozen = credentials.get_frozen_credentials()
+    return (frozen.access_key, frozen.secret_key, frozen.token) if frozen.access_key and frozen.secret_key else None
 
 
 def _bare(etag: str) -> str:
