@@ -19,13 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import zmq
-
 from adapters_store.adapter import Adapter
 from adapters_store.errors import LorikeetError
 from adapters_store.manifest import read_manifest, write_manifest
 from deployments.messages import REQUEST_ID_BYTES, ChatCall, WarmCall
-from deployments.sockets import Context, Pull, Push
+from deployments.sockets import Pull, Push
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +81,7 @@ class CallReceiver:
         self._token = secrets.token_bytes(_TOKEN_BYTES)
         self._handler = handler
         self._adapters: dict[bytes, Adapter] = {}
-        self._context: Context = zmq.Context(io_threads=1)
-        self._pull = Pull(self._context, host, self._take)
+        self._pull = Pull(host, self._take)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -93,7 +90,6 @@ class CallReceiver:
 
     def close(self) -> None:
         self._pull.close()
-        self._context.destroy(linger=0)
 
     def _take(self, message: bytes) -> None:
         try:
@@ -163,10 +159,10 @@ class AdapterEncoder:
 class CallSender:
     """A gateway's connection to one replica. `on_lost` is called once when it broke or could not be made."""
 
-    def __init__(self, context: Context, to: ReplicaAddress, gateway: str, encode: AdapterEncoder, on_lost: Callable[[], None]) -> None:
+    def __init__(self, to: ReplicaAddress, gateway: str, encode: AdapterEncoder, on_lost: Callable[[], None]) -> None:
         self._token = to.token
         self._encode = encode
-        self._push = Push(context, to.address, on_lost)
+        self._push = Push(to.address, on_lost)
         head = gateway.encode()
         self._push.send(_HEADER.pack(self._token, _NOBODY, GREETING, len(head), 0) + head)
 

@@ -15,12 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-import zmq
-
 from deployments.calls import AdapterEncoder, CallSender, ReplicaAddress
 from deployments.messages import GREETING, LOAD, ChatCall, ReplicaGone, WarmCall, load_from_payload
 from deployments.placement import placed, ranking
-from deployments.sockets import Context
 from deployments.stream import FrameReceiver, Inbox
 
 logger = logging.getLogger(__name__)
@@ -41,7 +38,6 @@ class Fleet:
         self._receiver = receiver
         self._known = known
         self._place = place
-        self._context: Context = zmq.Context(io_threads=1)
         self._encode = AdapterEncoder()
         self._seen: dict[str, Sequence[ReplicaAddress]] = {}
         self._replicas: dict[str, Replica] = {}
@@ -82,7 +78,6 @@ class Fleet:
     def close(self) -> None:
         for replica in self._replicas.values():
             replica.close()
-        self._context.destroy(linger=0)
 
     def _usable(self, base: str, refused: Collection[str] = ()) -> list[Replica]:
         addresses = self._known(base)
@@ -97,16 +92,15 @@ class Fleet:
             self._replicas.pop(id).leave()
         for at in addresses:
             if at.id not in self._replicas:
-                self._replicas[at.id] = Replica(self._context, at, self._receiver, self._encode)
+                self._replicas[at.id] = Replica(at, self._receiver, self._encode)
 
 
 class Replica:
     """One replica: the connection to it, and the requests that this gateway has there."""
 
-    def __init__(self, context: Context, at: ReplicaAddress, receiver: FrameReceiver, encode: AdapterEncoder) -> None:
+    def __init__(self, at: ReplicaAddress, receiver: FrameReceiver, encode: AdapterEncoder) -> None:
         self.id = at.id
         self.machine = at.machine
-        self._context = context
         self._at = at
         self._receiver = receiver
         self._encode = encode
@@ -204,7 +198,7 @@ class Replica:
         return self._sender
 
     def _connect(self) -> CallSender:
-        return CallSender(self._context, self._at, self._receiver.address, self._encode, self._lose)
+        return CallSender(self._at, self._receiver.address, self._encode, self._lose)
 
     def _lose(self) -> None:
         level = logging.WARNING if self._inboxes else logging.INFO  # one that was told to stop closes its side too
@@ -222,8 +216,6 @@ class Replica:
     def _greet(self) -> None:
         """Connect again, if nothing else has: the connection's GREETING has a replica that lives let go of what was asked before."""
         self._greeting = None
-        if self._context.closed:
-            return
         self._reached()
         if self._leaves and not self._busy:
             self.close()

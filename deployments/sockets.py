@@ -1,126 +1,253 @@
-"""ZeroMQ sockets on the asyncio loop: `Pull` takes messages from anybody, `Push` sends to one address and hears when that is gone.
+"""Messages over TCP on the asyncio loop: `Pull` takes them from anybody, `Push` sends to one address and hears when that is gone.
 
 Both side channels are made of them: frames from replicas to gateways (`stream.py`), calls from gateways to replicas (`calls.py`).
+
+    Push   hello | length (4) | message | length | message | …
+    Pull   hello
+
+The hello tells that the other side is one of ours before anything is entrusted to it: ports are given out again. Reads and writes are the
+loop's own, so on its way a message wakes nobody but the two loops. docs/decisions/0018 has why that is not ZeroMQ.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import struct
 from collections.abc import Callable
+from typing import cast
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
+logger = logging.getLogger(__name__)
 
-QUEUED_MESSAGES = 4096  # unsent or unread messages on either side before a peer that does not read is given up
-_DRAIN_MESSAGES = 256  # messages read in one go before other tasks get a turn
-_CONNECT_MILLISECONDS = 3000
+HELLO = b"lorikeet/1\n"
+UNSENT_BYTES = 32 << 20  # before a peer that does not read is given up
+MAX_MESSAGE_BYTES = 1 << 30  # what claims to be longer is none of ours
+_LENGTH = struct.Struct("!I")
+_BACKLOG = 1024
+_LONG_READ_BYTES = 64 << 10  # who sends so much at once waits a turn before more is read: uvloop would go on to 8 MB
+_CONNECT_SECONDS = 3.0
+_HELLO_SECONDS = 30.0  # one that is paused, or starts, takes connections before it speaks
 _SILENT_MILLISECONDS = 10_000  # a machine that went away without a word is noticed within this
-_LOST = (zmq.Event.DISCONNECTED, zmq.Event.CONNECT_RETRIED, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
-
-Context = zmq.Context[zmq.Socket[bytes]]
 
 
 class Pull:
     """Binds a random port of `host` and hands every message to `on_message`, in order for each sender."""
 
-    def __init__(self, context: Context, host: str, on_message: Callable[[bytes], None]) -> None:
+    def __init__(self, host: str, on_message: Callable[[bytes], None]) -> None:
         self._on_message = on_message
-        self._socket = context.socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        _notice_silence(self._socket)
-        port = self._socket.bind_to_random_port(f"tcp://{host}")
-        self.address = f"tcp://{host}:{port}"
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(_descriptor(self._socket), self._on_readable)
-        self._on_readable()  # ZeroMQ signals a socket's first event only after its state has been read once
-
-    @property
-    def closed(self) -> bool:
-        return bool(self._socket.closed)
+        self._peers: set[_Incoming] = set()
+        self._server: asyncio.Server | None = None
+        self.closed = False
+        listener = _set_up(socket.create_server((host, 0), backlog=_BACKLOG))  # its connections inherit it
+        self.address = f"tcp://{host}:{listener.getsockname()[1]}"
+        self._opening = asyncio.get_running_loop().create_task(self._open(listener))
 
     def close(self) -> None:
-        if not self._socket.closed:
-            self._loop.remove_reader(_descriptor(self._socket))
-            self._socket.close(linger=0)
+        if self.closed:
+            return
+        self.closed = True
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self._peers):
+            peer.abort()
 
-    def _on_readable(self) -> None:
-        # ZeroMQ's descriptor signals edges, not levels: read until nothing is left, or come back by ourselves.
-        for _ in range(_DRAIN_MESSAGES):
-            if self._socket.closed:
+    async def _open(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Incoming(self._on_message, self._peers), sock=listener)
+        if self.closed:
+            self._server.close()
+
+
+class _Incoming(asyncio.Protocol):
+    """The connection of one `Push`."""
+
+    def __init__(self, on_message: Callable[[bytes], None], peers: set[_Incoming]) -> None:
+        self._on_message = on_message
+        self._peers = peers
+        self._transport: asyncio.Transport | None = None
+        self._greeted = False
+        self._held = bytearray()  # what came of the hello, or a message, that is not whole yet
+        self._needed = len(HELLO)  # bytes until it is
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._peers.add(self)
+        self._transport.write(HELLO)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.discard(self)
+        self._transport = None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) >= _LONG_READ_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+        if self._held or len(data) < self._needed:
+            self._held += data
+            if len(self._held) < self._needed:
                 return
+            data = bytes(self._held)
+            self._held.clear()
+        at = 0
+        if not self._greeted:
+            at = len(HELLO)
+            if data[:at] != HELLO:
+                self.abort()
+                return
+            self._greeted = True
+        at, self._needed = self._take(data, at)
+        if at < len(data):
+            self._held += data[at:]
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _take(self, data: bytes, at: int) -> tuple[int, int]:
+        """Hand on the messages that are whole; where the next begins, and how many bytes it needs as far as is known."""
+        while self._transport is not None:
+            begin = at + _LENGTH.size
+            if begin > len(data):
+                return at, _LENGTH.size
+            (length,) = _LENGTH.unpack_from(data, at)
+            if length > MAX_MESSAGE_BYTES:
+                self.abort()
+                break
+            if begin + length > len(data):
+                return at, _LENGTH.size + length
+            at = begin + length
             try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._on_message(message)
-        self._loop.call_soon(self._on_readable)
+                self._on_message(data[begin:at])
+            except Exception:  # one message's: the connection carries those of others
+                logger.exception("message_failed")
+        return len(data), _LENGTH.size
 
 
-class Push:
+class Push(asyncio.Protocol):
     """A connection to the `Pull` at `address`. `on_lost` is called once it broke, or could not be made; what it held is lost then.
 
     Addresses are never used again, so a connection that broke is not made again by itself.
     """
 
-    def __init__(self, context: Context, address: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, address: str, on_lost: Callable[[], None]) -> None:
         self._on_lost = on_lost
         self.reached = False  # whether the other side has ever answered
+        self.closed = False
         self._loop = asyncio.get_running_loop()
-        self._socket = context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MILLISECONDS)
-        _notice_silence(self._socket)
-        events = zmq.Event.HANDSHAKE_SUCCEEDED
-        for event in _LOST:
-            events |= event
-        self._monitor = self._socket.get_monitor_socket(events)
-        self._loop.add_reader(_descriptor(self._monitor), self._on_monitor)
-        self._on_monitor()  # ZeroMQ signals a socket's first event only after its state has been read once
-        self._socket.connect(address)
-
-    @property
-    def closed(self) -> bool:
-        return bool(self._socket.closed)
+        self._transport: asyncio.Transport | None = None
+        self._hello = b""  # what came of the other side's
+        self._early: list[bytes] = []  # messages from before it
+        self._early_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        self._connecting = self._loop.create_task(self._connect(host, int(port)))
 
     def send(self, message: bytes) -> bool:
         """Whether it was taken; not when the other side has stopped reading, or is gone."""
-        if self._socket.closed:
+        if self.closed:
             return False
-        try:
-            self._socket.send(message, zmq.NOBLOCK, copy=len(message) < 65536)
-        except zmq.ZMQError:
+        packed = _LENGTH.pack(len(message)) + message
+        if self._transport is not None and self.reached:
+            if self._transport.get_write_buffer_size() > UNSENT_BYTES:
+                return False
+            self._transport.write(packed)
+            return True
+        if self._early_bytes > UNSENT_BYTES:
             return False
+        self._early.append(packed)
+        self._early_bytes += len(packed)
         return True
 
     def close(self, linger_milliseconds: int = 0) -> None:
         """What was sent last may still leave for so long, in the background."""
-        if self._socket.closed:
+        if self.closed:
             return
-        self._loop.remove_reader(_descriptor(self._monitor))
-        self._socket.disable_monitor()
-        self._socket.close(linger=linger_milliseconds)
+        self.closed = True
+        if not linger_milliseconds:
+            self._end()
+            return
+        self._set_timer(linger_milliseconds / 1e3, self._end)
+        if self._transport is not None and self.reached:
+            self._transport.close()
 
-    def _on_monitor(self) -> None:
-        while not self._monitor.closed and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = recv_monitor_message(self._monitor)["event"]
-            if event in _LOST:
-                self.close()
-                self._on_lost()
-                return
-            self.reached = True
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._transport.write(HELLO)
+
+    def data_received(self, data: bytes) -> None:
+        self._hello += data
+        if not HELLO.startswith(self._hello):
+            self._lose()
+        elif self._hello == HELLO:
+            self._greeted()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self.closed:
+            self._end()
+        else:
+            self._lose()
+
+    async def _connect(self, host: str, port: int) -> None:
+        sock = _set_up(socket.socket())
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._loop.sock_connect(sock, (host, port))
+                await self._loop.create_connection(lambda: self, sock=sock)
+        except (OSError, TimeoutError):
+            sock.close()
+            self._lose()
+            return
+        except BaseException:
+            sock.close()
+            raise
+        if not self.reached and not self.closed:
+            self._set_timer(_HELLO_SECONDS, self._lose)
+
+    def _greeted(self) -> None:
+        assert self._transport is not None
+        self.reached = True
+        self._transport.write(b"".join(self._early))
+        self._early.clear()
+        if self.closed:
+            self._transport.close()
+        elif self._timer is not None:
+            self._timer.cancel()
+
+    def _lose(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._on_lost()
+        self._end()
+
+    def _end(self) -> None:
+        self._early.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        elif asyncio.current_task(self._loop) is not self._connecting:
+            self._connecting.cancel()
+
+    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, call)
 
 
-def _notice_silence(socket: zmq.Socket[bytes]) -> None:
-    """Have the system end connections to a machine that answers no more; a process that is only busy or paused keeps its own."""
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 4)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-    socket.setsockopt(zmq.TCP_MAXRT, _SILENT_MILLISECONDS)
-
-
-def _descriptor(socket: zmq.Socket[bytes]) -> int:
-    """What to watch for a socket's events."""
-    return int(socket.getsockopt(zmq.FD))
+def _set_up(sock: socket.socket) -> socket.socket:
+    """Have nothing wait for more, and the system end connections to a machine that answers no more; one that is only busy keeps its own."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MILLISECONDS)
+    return sock

@@ -1,6 +1,6 @@
 """The token side channel: frames go from a replica to the gateway that asked, beside Ray instead of through it.
 
-Each gateway binds one ZeroMQ PULL socket (`FrameReceiver`); each replica keeps one PUSH socket per gateway (`FrameSender`). All frames
+Each gateway binds one port (`FrameReceiver`); each replica keeps one connection per gateway (`FrameSender`). All frames
 that one engine step produced for one gateway leave as ONE message, so the cost is per step and not per token, and nothing waits for a
 timer: a flush is scheduled behind the tasks that are ready now. A message is a run of `stream id (16) | length (4) | kind (1) | payload`.
 
@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import zmq
-
 from adapters_store.errors import LorikeetError, Overloaded, Unavailable
 from deployments.messages import (
     DATA,
@@ -35,7 +33,7 @@ from deployments.messages import (
     greeting_payload,
     load_payload,
 )
-from deployments.sockets import Context, Pull, Push
+from deployments.sockets import Pull, Push
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,6 @@ class FrameSender:
     """
 
     def __init__(self, on_gateway_lost: Callable[[str], None], name: bytes = bytes(REQUEST_ID_BYTES)) -> None:
-        self._context = zmq.Context(io_threads=1)
         self._loop = asyncio.get_running_loop()
         self._on_gateway_lost = on_gateway_lost
         self._name = name
@@ -85,10 +82,9 @@ class FrameSender:
         for line in list(self._lines.values()):
             line.close(_LINGER_MILLISECONDS)
         self._lines.clear()
-        self._context.destroy(linger=_LINGER_MILLISECONDS)
 
     def _open(self, gateway: str, *, again: bool = False) -> _Line:
-        line = self._lines[gateway] = _Line(self._context, gateway, self._loop, lambda: self._lose(gateway))
+        line = self._lines[gateway] = _Line(gateway, self._loop, lambda: self._lose(gateway))
         line.append(self._name, GREETING, greeting_payload(secrets.token_bytes(_EPOCH_BYTES), again=again))
         return line
 
@@ -108,14 +104,14 @@ class FrameSender:
 class _Line:
     """One gateway's socket and the frames not yet handed to it."""
 
-    def __init__(self, context: Context, gateway: str, loop: asyncio.AbstractEventLoop, lose: Callable[[], None]) -> None:
+    def __init__(self, gateway: str, loop: asyncio.AbstractEventLoop, lose: Callable[[], None]) -> None:
         self.carries = False  # anything that a request waits for
         self.told_load = 0
         self._loop = loop
         self._lose = lose
         self._parts: list[bytes] = []
         self._scheduled = False
-        self._push = Push(context, gateway, lose)
+        self._push = Push(gateway, lose)
 
     @property
     def reached(self) -> bool:
@@ -240,10 +236,9 @@ class FrameReceiver:
     """A gateway's side: one PULL socket, frames sorted into the inboxes of the requests in flight."""
 
     def __init__(self, host: str) -> None:
-        self._context = zmq.Context(io_threads=1)
         self._inboxes: dict[bytes, Inbox] = {}
         self._listeners: dict[bytes, Listener] = {}
-        self._pull = Pull(self._context, host, self._sort)
+        self._pull = Pull(host, self._sort)
         self.address = self._pull.address
 
     def open(self, stream_id: bytes, limit_bytes: int, on_overflow: Callable[[], None] | None = None) -> Inbox:
@@ -268,7 +263,6 @@ class FrameReceiver:
         if self._pull.closed:
             return
         self._pull.close()
-        self._context.destroy(linger=0)
         for inbox in list(self._inboxes.values()):
             inbox.fail(Unavailable("the gateway is shutting down: send the request again"))
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-import zmq
 
 from adapters_store.adapter import Adapter, AdapterFile, version_of
 from deployments.calls import CALL, CANCEL, WARM, AdapterEncoder, CallSender, ReplicaAddress
 from deployments.messages import ChatCall, WarmCall
 from tests.deployments.direct import DirectReplica, hangs, until
+from tests.deployments.wire import packed, raw_push
 
 FILES = (AdapterFile("adapter_config.json", 3, "a" * 64), AdapterFile("adapter_model.safetensors", 5, "b" * 64))
 ADAPTER = Adapter("acme", "support", version_of(FILES), "tiny", 8, FILES, 12.5, "key")
@@ -25,15 +25,13 @@ class Line:
 
     def __init__(self, to: ReplicaAddress) -> None:
         self.lost = 0
-        self._context = zmq.Context()
-        self.sender = CallSender(self._context, to, GATEWAY, AdapterEncoder(), self._lose)
+        self.sender = CallSender(to, GATEWAY, AdapterEncoder(), self._lose)
 
     def _lose(self) -> None:
         self.lost += 1
 
     def close(self) -> None:
         self.sender.close()
-        self._context.destroy(linger=0)
 
 
 @pytest.fixture
@@ -122,10 +120,8 @@ async def test_a_call_for_another_replica_is_not_answered(replica: DirectReplica
     ],
 )
 async def test_a_message_that_cannot_be_read_harms_nobody(replica: DirectReplica, line: Line, rest: bytes) -> None:
-    with zmq.Context() as context, context.socket(zmq.PUSH) as raw:
-        raw.setsockopt(zmq.LINGER, 1000)
-        raw.connect(replica.address.address)
-        raw.send(replica.address.token + rest)
+    with raw_push(replica.address.address) as raw:
+        raw.sendall(packed(replica.address.token + rest))
     call = a_call()
     line.sender.call(call)
     await until(lambda: replica.calls)

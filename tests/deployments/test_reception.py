@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncIterator
 
 import pytest
-import zmq
 
 from adapters_store.errors import InternalError, InvalidRequest, LorikeetError, Overloaded, StoreUnavailable
 from deployments import reception as reception_module
@@ -33,11 +32,10 @@ class Bench:
         address = ReplicaAddress.of("r1", self.reception.metadata, 0)
         assert address is not None
         self.address = address
-        self._context = zmq.Context()
         self.sender = self.connect()
 
     def connect(self) -> CallSender:
-        return CallSender(self._context, self.address, self.gateway.address, AdapterEncoder(), lambda: None)
+        return CallSender(self.address, self.gateway.address, AdapterEncoder(), lambda: None)
 
     def call(self, name: str, most: int = 0) -> tuple[ChatCall, Inbox]:
         call = ChatCall(name, secrets.token_bytes(16), self.gateway.address, "tiny", None, b"{}", True, most)
@@ -83,7 +81,6 @@ class Bench:
         self.finish.set()
         await asyncio.wait_for(self.reception.close(), SECONDS)
         self.gateway.close()
-        self._context.destroy(linger=0)
 
 
 async def read(inbox: Inbox) -> bytes:

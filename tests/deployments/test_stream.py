@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
+import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-import zmq
+import uvloop
 
 from adapters_store.errors import InternalError, LorikeetError, NotFound, Overloaded, Unavailable
 from deployments.messages import DATA, END, ERROR, HEAD, LOAD, error_payload, load_from_payload
+from deployments.sockets import HELLO, UNSENT_BYTES
 from deployments.stream import FrameReceiver, FrameSender, Inbox
+from tests.deployments.wire import RawPull, packed, raw_push
 
 LIMIT_BYTES = 1000
 SECONDS = 10.0  # for what takes milliseconds on a quiet machine
 SLACK_SECONDS = 2.0  # that a busy machine may keep this process waiting
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """uvloop is what gateways and replicas run on."""
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture
@@ -33,15 +41,6 @@ async def sender() -> AsyncIterator[FrameSender]:
     sender = FrameSender(lambda gateway: pytest.fail(f"{gateway} was given up"))
     yield sender
     sender.close()
-
-
-@contextlib.contextmanager
-def raw_push(address: str) -> Iterator[zmq.Socket[bytes]]:
-    """A socket that sends a gateway whatever it likes."""
-    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-        socket.setsockopt(zmq.LINGER, 1000)
-        socket.connect(address)
-        yield socket
 
 
 def frame(stream_id: bytes, kind: bytes, payload: bytes = b"") -> bytes:
@@ -61,6 +60,17 @@ async def until(condition: Callable[[], object], seconds: float = SECONDS) -> No
 async def read_all(inbox: Inbox) -> bytes:
     async with asyncio.timeout(SECONDS):
         return b"".join([part async for part in iter_parts(inbox)])
+
+
+def closed_by_peer(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(1000):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
 
 
 async def iter_parts(inbox: Inbox) -> AsyncIterator[bytes]:
@@ -84,11 +94,10 @@ async def test_frames_arrive_in_order_at_their_own_request(receiver: FrameReceiv
 
 async def test_all_frames_of_a_turn_leave_as_one_message(sender: FrameSender) -> None:
     """Also those of tasks that became ready in that turn: the cost is per engine step, not per token."""
-    with zmq.Context() as context, context.socket(zmq.PULL) as gateway:
-        address = f"tcp://127.0.0.1:{gateway.bind_to_random_port('tcp://127.0.0.1')}"
+    async with RawPull() as gateway:
+        address = gateway.address
         sender.send(address, b"0" * 16, DATA, b"connect")
-        await until(lambda: gateway.poll(0))
-        gateway.recv()
+        await gateway.message()
 
         async def request(stream_id: bytes) -> None:
             await done  # as a request's task wakes for the engine's step
@@ -100,10 +109,9 @@ async def test_all_frames_of_a_turn_leave_as_one_message(sender: FrameSender) ->
         sender.send(address, b"1" * 16, DATA, b"tapped in the step itself")
         done.set_result(None)
         await asyncio.gather(*tasks)
-        await until(lambda: gateway.poll(0))
-        message = gateway.recv()
-        await asyncio.sleep(0.2)
-        assert not gateway.poll(0), "the frames of one turn took more than one message"
+        message = await gateway.message()
+        with pytest.raises(TimeoutError):
+            await gateway.message(0.2)
         assert message.count(b"token") == 40 and b"tapped" in message
 
 
@@ -136,9 +144,8 @@ async def test_malformed_message_harms_nobody(receiver: FrameReceiver, message: 
     stream_id = new_id()
     inbox = receiver.open(stream_id, LIMIT_BYTES)
     with raw_push(receiver.address) as push:
-        push.send(message)
-        push.send_multipart([message, frame(stream_id, DATA, b"still")])
-        push.send(frame(stream_id, DATA, b"here") + frame(stream_id, END))
+        push.sendall(packed(message, message))
+        push.sendall(packed(frame(stream_id, DATA, b"here") + frame(stream_id, END)))
         assert (await read_all(inbox)).endswith(b"here")
 
 
@@ -167,7 +174,7 @@ async def test_an_unknown_kind_of_frame_is_ignored(receiver: FrameReceiver) -> N
     stream_id = new_id()
     inbox = receiver.open(stream_id, LIMIT_BYTES)
     with raw_push(receiver.address) as push:
-        push.send(frame(stream_id, b"?", b"from a later version") + frame(stream_id, DATA, b"answer") + frame(stream_id, END))
+        push.sendall(packed(frame(stream_id, b"?", b"from a later version") + frame(stream_id, DATA, b"answer") + frame(stream_id, END)))
         assert await read_all(inbox) == b"answer"
 
 
@@ -310,19 +317,94 @@ async def test_a_gateway_that_does_not_read_is_given_up_and_memory_stays() -> No
     """It is connected and takes nothing: the replica keeps so much for it and no more."""
     lost: list[str] = []
     sender = FrameSender(lost.append)
-    listener = await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), "127.0.0.1", 0)
+    async with RawPull() as gateway:
+        sender.send(gateway.address, b"i" * 16, DATA, b"x")
+        await gateway.connected()
+        sent = 0
+        while not lost and sent < 4 * UNSENT_BYTES:
+            sender.send(gateway.address, b"i" * 16, DATA, b"x" * 100_000)
+            sent += 100_000
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert lost == [gateway.address]
+        assert sent > UNSENT_BYTES
+    sender.close()
+
+
+async def test_what_listens_there_and_does_not_speak_gets_nothing() -> None:
+    """A port may have been given to somebody else. Nor does the replica keep more for it than for one that does not read."""
+    lost: list[str] = []
+    sender = FrameSender(lost.append)
+    taken: list[bytes] = []
+
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(await reader.read(1 << 20))
+        await asyncio.sleep(3600)
+
+    listener = await asyncio.start_server(stranger, "127.0.0.1", 0)
     try:
         address = f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        for _ in range(20_000):
-            sender.send(address, b"i" * 16, DATA, b"x" * 100)
+        sender.send(address, b"i" * 16, DATA, b"a secret")
+        await until(lambda: taken)
+        assert b"secret" not in taken[0]
+        for _ in range(2 * UNSENT_BYTES // 1_000_000):
+            sender.send(address, b"i" * 16, DATA, b"x" * 1_000_000)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            if lost:
-                break
         assert lost == [address]
     finally:
         sender.close()
         listener.close()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n", b"lorikeet/2\n", b"lorikeet/1\nand more"])
+async def test_what_says_another_hello_is_lost(said: bytes) -> None:
+    lost: list[str] = []
+    sender = FrameSender(lost.append)
+
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+
+    listener = await asyncio.start_server(stranger, "127.0.0.1", 0)
+    try:
+        address = f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        sender.send(address, b"i" * 16, DATA, b"hello?")
+        await until(lambda: lost)
+        assert lost == [address]
+    finally:
+        sender.close()
+        listener.close()
+
+
+@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\n\r\n", b"lorikeet/2\n", struct.pack("!I", 2**31)])
+async def test_who_says_another_hello_is_sent_away(receiver: FrameReceiver, hello: bytes) -> None:
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, LIMIT_BYTES)
+    with raw_push(receiver.address, hello) as push:
+        push.sendall(packed(frame(stream_id, DATA, b"not from us")))
+        push.setblocking(False)
+        await until(lambda: closed_by_peer(push))
+    assert not inbox.started
+
+
+async def test_a_message_that_is_too_long_to_be_true_ends_its_connection(receiver: FrameReceiver) -> None:
+    with raw_push(receiver.address) as push:
+        push.sendall(struct.pack("!I", 2**31))
+        push.setblocking(False)
+        await until(lambda: closed_by_peer(push))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+async def test_messages_arrive_however_they_are_cut(receiver: FrameReceiver, size: int) -> None:
+    stream_id = new_id()
+    inbox = receiver.open(stream_id, 1 << 20)
+    parts = [b"", b"a", b"b" * 300, b"c" * 2000, b"d"]
+    wire = HELLO + packed(*(frame(stream_id, DATA, part) for part in parts), frame(stream_id, END))
+    with raw_push(receiver.address, b"") as push:
+        for at in range(0, len(wire), size):
+            push.sendall(wire[at : at + size])
+            await asyncio.sleep(0)
+        assert await read_all(inbox) == b"".join(parts)
 
 
 async def test_closing_a_gateway_answers_its_requests(receiver: FrameReceiver) -> None:
@@ -338,18 +420,16 @@ async def test_a_flood_leaves_turns_to_other_tasks(receiver: FrameReceiver) -> N
     """Other requests are served while frames keep coming."""
     stream_id = new_id()
     inbox = receiver.open(stream_id, 1 << 30)
+    flood = packed(*[frame(stream_id, DATA, b"x" * 1000)] * 8000, frame(stream_id, END))
     with raw_push(receiver.address) as push:
-        for _ in range(4000):
-            push.send(frame(stream_id, DATA, b"x"))
-        push.send(frame(stream_id, END))
-        turns_while_reading: list[int] = []
-        received = 0
+        sending = asyncio.create_task(asyncio.to_thread(push.sendall, flood))
+        taken_in_a_turn: list[int] = []
         async with asyncio.timeout(SECONDS):
             while part := await inbox.get():
-                received += len(part)
-                turns_while_reading.append(len(part))
-    assert received == 4000
-    assert max(turns_while_reading) <= 512
+                taken_in_a_turn.append(len(part))
+        await sending
+    assert sum(taken_in_a_turn) == 8_000_000
+    assert max(taken_in_a_turn) <= 1 << 20
 
 
 @pytest.mark.parametrize("error", [NotFound("no", param="model"), Overloaded("full", retry_after_seconds=3.0), InternalError("ours")])
