@@ -166,13 +166,12 @@ class NodeCache:
     async def _pull(self, adapter: Adapter) -> None:
         started = time.monotonic()
         async with self._pulls:
-            await self._in_thread(self._folder.evict_beyond, max(0, self._max_bytes - adapter.size_bytes))
             try:
                 await self._download_verified(adapter)
-                await self._in_thread(self._folder.end_pull, adapter.version)
-            finally:
+                left_bytes = await self._in_thread(self._end_pull, adapter)
+            except BaseException:
                 await self._in_thread(self._folder.abandon_pull, adapter.version)
-            left_bytes = await self._in_thread(self._folder.evict_beyond, self._max_bytes)
+                raise
         seconds = round(time.monotonic() - started, 3)
         logger.info(
             "adapter_pulled",
@@ -181,13 +180,22 @@ class NodeCache:
 
     async def _download_verified(self, adapter: Adapter) -> None:
         for _ in range(PULL_TRIES):
-            folder = await self._in_thread(self._folder.begin_pull, adapter.version)
+            folder = await self._in_thread(self._begin_pull, adapter)
             if await self._download_files(adapter, folder):
                 return
             logger.error("digest_mismatch", extra={"adapter": adapter.exact_name})
         raise StoreUnavailable(
             f"what the object store holds of {adapter.exact_name} does not match its digest: publish it under another name"
         )
+
+    def _begin_pull(self, adapter: Adapter) -> Path:
+        self._folder.evict_beyond(max(0, self._max_bytes - adapter.size_bytes))
+        return self._folder.begin_pull(adapter.version)
+
+    def _end_pull(self, adapter: Adapter) -> int:
+        """Put what was downloaded in its place; bytes in the cache then."""
+        self._folder.end_pull(adapter.version)
+        return self._folder.evict_beyond(self._max_bytes)
 
     async def _download_files(self, adapter: Adapter, folder: Path) -> bool:
         """Fetch every file; whether all are what the manifest says."""

@@ -1,7 +1,7 @@
 """The object store in an S3 bucket, or any endpoint that speaks S3 (AWS_ENDPOINT_URL). The only module that imports boto3.
 
 Credentials, region and endpoint are boto3's to find (environment, profile, instance role). One store is shared by many threads.
-Etags are kept without the quotes that S3 puts around them. Small reads go past boto3 where they can (`s3_reads.py`).
+Etags are kept without the quotes that S3 puts around them. What requests wait for is read past boto3 where that can be (`s3_reads.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 POOL_CONNECTIONS = 64  # threads that may talk to the store at once without waiting for a connection
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
-SMALL_BYTES = 64 << 10  # what is downloaded as any small object is read
 DOWNLOAD_TRIES = 3
 TRANSFER_READ_TIMEOUT_SECONDS = 60.0  # an endpoint may be slow to answer the end of a multipart upload
 
@@ -80,9 +79,6 @@ class S3Store:
                 return body.read(), _bare(answer["ETag"])
 
     def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
-        if size_bytes is not None and size_bytes <= SMALL_BYTES and (read := self._reads.get(self._key(key))) is not None:
-            path.write_bytes(read[0])
-            return
         with _store_errors(key):
             if size_bytes is not None and size_bytes <= PART_BYTES:
                 self._download_at_once(key, path)
@@ -91,6 +87,8 @@ class S3Store:
 
     def _download_at_once(self, key: str, path: Path) -> None:
         """By one GET, where boto's transfers first ask for the size and then set up threads: a round trip of every cold start."""
+        if self._reads.download(self._key(key), path):
+            return
         for tries_left in reversed(range(DOWNLOAD_TRIES)):
             answer = self._transfers.get_object(Bucket=self._bucket, Key=self._key(key))
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from adapters_store.s3_reads import S3Reads
 from tests.s3 import S3Endpoint, endpoint_at
 
 KEYS = ("test", "test", None)
+LARGE = os.urandom(5 << 20)
 
 
 class NoBoto3:
@@ -41,6 +43,7 @@ class NoReads:
 def filled(s3_endpoint: S3Endpoint) -> S3Store:
     store = open_store("s3://lorikeet/reads")
     assert isinstance(store, S3Store)
+    store.put("large", LARGE)
     for key in ("a/one", "a/two", "a/b/three", "a/c/d/four", "z"):
         store.put(key, key.encode() * 3)
     return store
@@ -52,6 +55,8 @@ def test_what_a_request_asks_for_never_reaches_boto3(filled: S3Store, tmp_path: 
     assert [info.key for info in filled.list("a/", delimiter="/").objects] == ["a/one", "a/two"]
     filled.download("a/one", tmp_path / "one", 15)
     assert (tmp_path / "one").read_bytes() == b"a/onea/onea/one"
+    filled.download("large", tmp_path / "large", len(LARGE))
+    assert (tmp_path / "large").read_bytes() == LARGE
 
 
 @pytest.mark.parametrize("prefix", ["a/", "a/b/", "nothing/", "z/"])
@@ -85,7 +90,7 @@ def test_what_is_not_there_is_told_as_boto3_tells_it(filled: S3Store) -> None:
 def test_only_boto3_follows_an_arn() -> None:
     reads = S3Reads("arn:aws:s3:::x", endpoint="http://127.0.0.1:1", region="r", timeout_seconds=20.0, credentials=lambda: KEYS)
     assert reads.get("key") is None
-    assert reads._bucket is None
+    assert not reads._buckets
 
 
 @contextmanager
@@ -120,6 +125,13 @@ def test_where_they_fail_boto3_answers_and_they_rest() -> None:
         store = open_store("s3://lorikeet")
         assert [store.get("key") for _ in range(3)] == [(b"whole", "e")] * 3
     assert [by for by, _ in asked] == ["fast", "boto3", "boto3", "boto3"]
+
+
+def test_a_file_that_they_cannot_have_is_downloaded_by_boto3(tmp_path: Path) -> None:
+    with answering(refuse_fast=True) as (endpoint, asked), endpoint.in_environment():
+        open_store("s3://lorikeet").download("key", tmp_path / "file", 5)
+    assert [by for by, _ in asked] == ["fast", "boto3"]
+    assert (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_they_are_tried_again_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
