@@ -55,6 +55,6 @@ class ColdPart:
     together: int = 8
     beside: int = 20
     stream_tokens: int = 160  # 4 s
-    held: int = 64  # max_cpu_loras: nothing has to go first
+    held: int = 256  # max_cpu_loras, above what all rounds load: nothing has to go first
     rounds: int = 5
     shape: Shape = Shape(layers=32, hidden=1024, rank=16)  # 128 tensors, 4.2 MB
