@@ -189,8 +189,10 @@ class NodeCache:
         )
 
     def _begin_pull(self, adapter: Adapter) -> Path:
+        """An empty folder to download to, and the space for it. What a try before left there goes first."""
+        folder = self._folder.begin_pull(adapter.version)
         self._folder.evict_beyond(max(0, self._max_bytes - adapter.size_bytes))
-        return self._folder.begin_pull(adapter.version)
+        return folder
 
     def _end_pull(self, adapter: Adapter) -> int:
         """Put what was downloaded in its place; bytes in the cache then."""

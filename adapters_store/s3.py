@@ -10,7 +10,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from adapters_store.errors import Conflict, NotFound, StoreUnavailable
 from adapters_store.objects import ObjectInfo, ObjectPage, check_key
-from adapters_store.s3_reads import Keys, S3Reads
+from adapters_store.s3_reads import Keys, S3Reads, bare
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -54,6 +53,7 @@ class S3Store:
             self._transfers = _transfers_client(session)
         self._reads = S3Reads(
             bucket,
+            self._prefix,
             endpoint=self._client.meta.endpoint_url,
             region=self._client.meta.region_name,
             timeout_seconds=timeout_seconds,
@@ -71,12 +71,12 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def get(self, key: str) -> tuple[bytes, str]:
-        if (read := self._reads.get(self._key(key))) is not None:
+        if (read := self._reads.get(check_key(key))) is not None:
             return read
         with _store_errors(key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             with contextlib.closing(answer["Body"]) as body:
-                return body.read(), _bare(answer["ETag"])
+                return body.read(), bare(answer["ETag"])
 
     def download(self, key: str, path: Path, size_bytes: int | None = None) -> None:
         with _store_errors(key):
@@ -87,7 +87,7 @@ class S3Store:
 
     def _download_at_once(self, key: str, path: Path) -> None:
         """By one GET, where boto's transfers first ask for the size and then set up threads: a round trip of every cold start."""
-        if self._reads.download(self._key(key), path):
+        if self._reads.download(check_key(key), path):
             return
         for tries_left in reversed(range(DOWNLOAD_TRIES)):
             answer = self._transfers.get_object(Bucket=self._bucket, Key=self._key(key))
@@ -106,7 +106,7 @@ class S3Store:
                 answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         except NotFound:
             return None
-        return ObjectInfo(key, answer["ContentLength"], _bare(answer["ETag"]), answer["LastModified"].timestamp())
+        return ObjectInfo(key, answer["ContentLength"], bare(answer["ETag"]), answer["LastModified"].timestamp())
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         condition: dict[str, Any] = {}
@@ -116,7 +116,7 @@ class S3Store:
             condition["IfNoneMatch"] = "*"
         try:
             with _store_errors(key):
-                return _bare(self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)["ETag"])
+                return bare(self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)["ETag"])
         except NotFound:
             raise Conflict(f"object {key!r} was removed by somebody else: read it again") from None  # S3's answer to IfMatch on nothing
         except _RetriedConflict as error:
@@ -137,7 +137,7 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
     def list(self, prefix: str, *, delimiter: str | None = None, start_after: str | None = None, limit: int = 1000) -> ObjectPage:
-        if delimiter == "/" and prefix.endswith("/") and not start_after and (page := self._list_folder(prefix, limit)) is not None:
+        if delimiter == "/" and prefix.endswith("/") and not start_after and (page := self._reads.list_folder(prefix, limit)) is not None:
             return page
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix, "MaxKeys": limit}
         if delimiter is not None:
@@ -153,21 +153,13 @@ class S3Store:
             # Some endpoints begin again with the folder that `start_after` names; it was left out, and with it the whole page.
             request["ContinuationToken"] = answer["NextContinuationToken"]
 
-    def _list_folder(self, prefix: str, limit: int) -> ObjectPage | None:
-        page = self._reads.list_folder(self._prefix + prefix, limit)
-        if page is None:
-            return None
-        drop = len(self._prefix)
-        objects = tuple(replace(info, key=info.key[drop:]) for info in page.objects)
-        return ObjectPage(objects, tuple(folder[drop:] for folder in page.folders), None)
-
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
     def _page(self, answer: ListObjectsV2OutputTypeDef, start_after: str) -> ObjectPage:
         drop = len(self._prefix)
         objects = tuple(
-            ObjectInfo(item["Key"][drop:], item["Size"], _bare(item["ETag"]), item["LastModified"].timestamp())
+            ObjectInfo(item["Key"][drop:], item["Size"], bare(item["ETag"]), item["LastModified"].timestamp())
             for item in answer.get("Contents", ())
         )
         every_folder = [item["Prefix"][drop:] for item in answer.get("CommonPrefixes", ())]
@@ -218,10 +210,6 @@ def _keys(session: boto3.session.Session) -> Keys | None:
         return None
     frozen = credentials.get_frozen_credentials()
     return (frozen.access_key, frozen.secret_key, frozen.token) if frozen.access_key and frozen.secret_key else None
-
-
-def _bare(etag: str) -> str:
-    return etag.strip('"')
 
 
 @contextlib.contextmanager

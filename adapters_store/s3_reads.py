@@ -41,10 +41,13 @@ logger = logging.getLogger(__name__)
 
 
 class S3Reads:
-    """Reads of one bucket, by many threads. `credentials` tells boto3's as they are now; None where it finds none."""
+    """Reads under `prefix` of one bucket, by many threads. `credentials` tells boto3's as they are now; None where it finds none."""
 
-    def __init__(self, bucket: str, *, endpoint: str, region: str, timeout_seconds: float, credentials: Callable[[], Keys | None]) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, *, endpoint: str, region: str, timeout_seconds: float, credentials: Callable[[], Keys | None]
+    ) -> None:
         self._name = bucket
+        self._prefix = prefix
         self._endpoint = endpoint
         self._region = region
         self._connect_seconds = TIMEOUT_SHARE * timeout_seconds
@@ -58,7 +61,7 @@ class S3Reads:
         def read(bucket: Bucket) -> tuple[bytes, str] | None:
             answer = obstore.get(bucket, key)
             etag = answer.meta["e_tag"]
-            return (bytes(answer.bytes()), etag.strip('"')) if etag else None
+            return (bytes(answer.bytes()), bare(etag)) if etag else None
 
         return self._read(read)
 
@@ -68,7 +71,7 @@ class S3Reads:
         def read(bucket: Bucket) -> ObjectPage | None:
             answer = obstore.list_with_delimiter(bucket, prefix)
             objects = [
-                ObjectInfo(item["path"], item["size"], (item["e_tag"] or "").strip('"'), item["last_modified"].timestamp())
+                ObjectInfo(item["path"], item["size"], bare(item["e_tag"] or ""), item["last_modified"].timestamp())
                 for item in answer["objects"]
             ]
             folders = sorted(f"{folder}/" for folder in answer["common_prefixes"])
@@ -108,6 +111,7 @@ class S3Reads:
         if bucket is None:
             bucket = self._buckets[timeout_seconds] = Bucket(
                 self._name,
+                prefix=self._prefix or None,
                 endpoint=self._endpoint,
                 region=self._region,
                 virtual_hosted_style_request=False,
@@ -127,3 +131,8 @@ class S3Reads:
             raise LookupError("boto3 finds no credentials")
         expires_at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=CREDENTIALS_SECONDS)
         return {"access_key_id": found[0], "secret_access_key": found[1], "token": found[2], "expires_at": expires_at}
+
+
+def bare(etag: str) -> str:
+    """An etag without the quotes that S3 puts around it."""
+    return etag.strip('"')

@@ -201,7 +201,7 @@ class Push(asyncio.Protocol):
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._loop.sock_connect(sock, (host, port))
                 await self._loop.create_connection(lambda: self, sock=sock)
-        except (OSError, TimeoutError):
+        except OSError:  # TimeoutError is one
             sock.close()
             self._lose()
             return
@@ -233,7 +233,7 @@ class Push(asyncio.Protocol):
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
-        elif asyncio.current_task(self._loop) is not self._connecting:
+        else:
             self._connecting.cancel()
 
     def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:

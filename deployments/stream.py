@@ -233,7 +233,7 @@ class Listener(Protocol):
 
 
 class FrameReceiver:
-    """A gateway's side: one PULL socket, frames sorted into the inboxes of the requests in flight."""
+    """A gateway's side: one port, frames sorted into the inboxes of the requests in flight."""
 
     def __init__(self, host: str) -> None:
         self._inboxes: dict[bytes, Inbox] = {}

@@ -1,4 +1,4 @@
-"""Small reads past boto3: the same answers, and boto3's own wherever they cannot be had."""
+"""Reads past boto3: the same answers, and boto3's own wherever they cannot be had."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_is_not_there_is_told_as_boto3_tells_it(filled: S3Store) -> None:
 
 
 def test_only_boto3_follows_an_arn() -> None:
-    reads = S3Reads("arn:aws:s3:::x", endpoint="http://127.0.0.1:1", region="r", timeout_seconds=20.0, credentials=lambda: KEYS)
+    reads = S3Reads("arn:aws:s3:::x", "", endpoint="http://127.0.0.1:1", region="r", timeout_seconds=20.0, credentials=lambda: KEYS)
     assert reads.get("key") is None
     assert not reads._buckets
 
@@ -147,7 +147,7 @@ def test_credentials_that_change_are_asked_for_again(monkeypatch: pytest.MonkeyP
     ids = iter(["first", "second", "third"])
     with answering() as (endpoint, asked):
         reads = S3Reads(
-            "lorikeet", endpoint=endpoint.url, region="r", timeout_seconds=20.0, credentials=lambda: (next(ids), "secret", None)
+            "lorikeet", "", endpoint=endpoint.url, region="r", timeout_seconds=20.0, credentials=lambda: (next(ids), "secret", None)
         )
         assert [reads.get("key"), reads.get("key")] == [(b"whole", "e")] * 2
     assert [by for by, _ in asked] == ["fast", "fast"]
@@ -155,5 +155,5 @@ def test_credentials_that_change_are_asked_for_again(monkeypatch: pytest.MonkeyP
 
 
 def test_without_credentials_boto3_is_asked() -> None:
-    reads = S3Reads("lorikeet", endpoint="http://127.0.0.1:1", region="r", timeout_seconds=20.0, credentials=lambda: None)
+    reads = S3Reads("lorikeet", "", endpoint="http://127.0.0.1:1", region="r", timeout_seconds=20.0, credentials=lambda: None)
     assert reads.get("key") is None
