@@ -37,7 +37,7 @@ class Aliases:
         """
         check_segment("alias", alias)
         found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
-        adapter = self._versions.find(owner, name, check_version(version))
+        adapter = self._versions.find_now(owner, name, check_version(version))
 
         def change(before: Pointers) -> Pointers:
             before.check_served(adapter.exact_name, adapter.version)

@@ -156,7 +156,7 @@ class Canaries:
     def _find(self, owner: str, name: str, alias: str, version: str) -> tuple[FoundName, Adapter]:
         check_segment("alias", alias)
         found = self._lookup.peek(check_segment("owner", owner), check_segment("name", name))
-        return found, self._versions.find(owner, name, check_version(version))
+        return found, self._versions.find_now(owner, name, check_version(version))
 
     def _change(self, owner: str, name: str, alias: str, change: Callable[[Pointers], Pointers], if_match: str | None, why: str) -> str:
         check_segment("alias", alias)

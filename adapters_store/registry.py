@@ -8,6 +8,7 @@ taken away in retirement.py and garbage.py), what lies under a name is looked at
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -154,7 +155,8 @@ class Registry:
 
     def served(self, owner: str, name: str, version: str) -> Adapter:
         """One version, by its digest or a unique prefix of it, for who is about to point at it: raises as `read`, and adopts nothing."""
-        return self._version_of(ModelRef(owner, name, None, version), self._lookup.peek(owner, name))
+        adapter = self._version_of(ModelRef(owner, name, None, version), self._lookup.peek(owner, name))
+        return self._versions.find_now(owner, name, adapter.version)
 
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
@@ -238,9 +240,9 @@ class Registry:
         """What publishing this version's files again would do, without them; None where the version is not there or not served."""
         labels.tags_after({})
         try:
-            adapter = self.served(owner, name, version)
-        except NotReady:
-            adapter = self._versions.find(owner, name, version)
+            with contextlib.suppress(NotReady):
+                self.served(owner, name, version)
+            adapter = self._versions.find_now(owner, name, version)
         except NotFound:
             return None
         moves = self._moves(owner, name, created_by, alias, labels)

@@ -60,8 +60,17 @@ class Versions:
         if len(adapters) > 1:
             raise ambiguous
         if not adapters:
-            raise NotFound(f"adapter version {exact} does not exist: GET /api/v1/adapters/{owner}/{name} lists its versions", param="model")
+            raise _unknown(exact, owner, name)
         return adapters[0]
+
+    def find_now(self, owner: str, name: str, version: str) -> Adapter:
+        """The same, as the store has it now, for who is about to point at it: its files may have been collected since they were read,
+        and somebody may be putting them again, who may yet fail.
+        """
+        adapter = self.find(owner, name, version)
+        if self.get_now(owner, name, adapter.version) is None:
+            raise _unknown(f"{owner}/{name}@{version}", owner, name)
+        return adapter
 
     def all(self, owner: str, name: str) -> Iterator[Adapter]:
         """Every version, in the order of digests: a listing, and one read for each that was not read before."""
@@ -92,6 +101,10 @@ class Versions:
         if stored is None:
             raise Conflict(f"{wanted.exact_name} was removed while it was published: publish it again")
         return stored
+
+
+def _unknown(exact: str, owner: str, name: str) -> NotFound:
+    return NotFound(f"adapter version {exact} does not exist: GET /api/v1/adapters/{owner}/{name} lists its versions", param="model")
 
 
 def hash_files(folder: Path) -> tuple[AdapterFile, ...]:

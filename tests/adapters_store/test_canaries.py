@@ -11,11 +11,12 @@ from adapters_store.canary import Guard, place_of
 from adapters_store.errors import Conflict, InvalidRequest, NotFound
 from adapters_store.garbage import GarbageRules
 from adapters_store.history import HISTORY_KEPT, Actor, AliasMove, trimmed
-from adapters_store.layout import aliases_key
+from adapters_store.layout import aliases_key, manifest_key
 from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
+from adapters_store.versions import Versions
 
 ANN = Actor("key1", "ann", "acme")
 REF = ModelRef.parse("acme/support")
@@ -263,3 +264,46 @@ def test_who_answers_for_an_alias_is_its_version_and_its_canary(registry: Regist
     assert serving("support", "unknown") == serving("unknown") == []
     registry.retirement.retire("acme", "support", by=ANN)
     assert serving("support") == []
+
+
+@pytest.mark.parametrize("tries", [False, True])
+def test_version_whose_files_are_only_coming_again_is_neither_tried_nor_pointed_at(
+    store: ObjectStore,
+    registry: Registry,
+    versions: tuple[str, str],
+    publish,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tries: bool,
+) -> None:
+    """Its manifest was read a moment ago; since then it was collected, and somebody who published it again died on the way."""
+    one, two = versions
+    registry.retirement.retire_version("acme", "support", two)
+    assert [found.removed for found in registry.garbage.collect(GarbageRules(0.0), remove=True)] == [True]
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Versions, "upload", die)
+        Registry(store, tries=tries).publish(tmp_path / "two", "acme", "support", Fit("base", 4), created_by=ANN)
+
+    with pytest.raises(NotFound, match="does not exist"):
+        start(registry, two, weight=100)
+    with pytest.raises(NotFound, match="does not exist"):
+        registry.canaries.shadow("acme", "support", "production", two, share=100, by=ANN)
+    with pytest.raises(NotFound, match="does not exist"):
+        registry.aliases.move("acme", "support", "production", two, by=ANN)
+    assert registry.publish_known("acme", "support", two, created_by=ANN) is None
+    assert answering(Registry(store), "ann") == one
+    assert publish("two") == two
+    assert answering(Registry(store), "ann") == two
+
+
+def test_canary_whose_files_are_not_there_leaves_everybody_to_the_alias(
+    store: ObjectStore, registry: Registry, versions: tuple[str, str]
+) -> None:
+    one, two = versions
+    start(registry, two, weight=100)
+    store.delete(manifest_key("acme", "support", two))
+    assert answering(Registry(store), "ann") == one

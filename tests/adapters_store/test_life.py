@@ -151,16 +151,23 @@ class Life:
 
 
 def meant(pointers: Pointers, asked: Asked) -> set[str | None]:
-    """What these pointers allow that request to be answered by: one thing, but for a version of which they do not tell if it is there."""
+    """What these pointers allow that request to be answered by: one thing, but for a version of which they do not tell if it is there.
+
+    Without that one, an alias serves nothing, and a canary leaves its people to the alias.
+    """
     ref = asked.ref
     if ref.alias is None:
-        version = None if pointers.is_gone(ref.version or "") else ref.version
-    else:
-        version = pointers.served(ref.alias)
-        canary = pointers.canaries.get(ref.alias)
-        if version is not None and canary is not None and place_of(f"{ref.adapter_name}:{ref.alias}", asked.person) < canary.weight:
-            assert not pointers.is_gone(canary.version), "a version is retired that is tried"
-            version = canary.version
+        return found(pointers, None if pointers.is_gone(ref.version or "") else ref.version)
+    version = pointers.served(ref.alias)
+    canary = pointers.canaries.get(ref.alias)
+    if version is None or canary is None or place_of(f"{ref.adapter_name}:{ref.alias}", asked.person) >= canary.weight:
+        return found(pointers, version)
+    assert not pointers.is_gone(canary.version), "a version is retired that is tried"
+    tried = found(pointers, canary.version)
+    return tried | found(pointers, version) if None in tried else tried
+
+
+def found(pointers: Pointers, version: str | None) -> set[str | None]:
     return {version} if version is None or version in there(pointers) else {version, None}
 
 
@@ -176,7 +183,8 @@ def judge_answer(asked: Asked, states: list[State]) -> None:
     """It named what its name meant at a moment of the request, or within one lease before."""
     during = [state for state in states if state.since <= asked.ended and asked.began < state.until + LEASE_SECONDS]
     allowed = set().union(*(meant(state.pointers, asked) for state in during))
-    assert asked.version in allowed, f"{asked.ref} was {asked.version} for {asked.person}, and could only be {allowed}"
+    told = [(state.since, state.until, dict(state.pointers.aliases), state.pointers.canaries, state.pointers.uploading) for state in during]
+    assert asked.version in allowed, f"{asked.ref} was {asked.version} for {asked.person}, and could only be {allowed}: {told}"
 
 
 def judge_versions(life: Life, store: ObjectStore, last: dict[str, Pointers]) -> int:
