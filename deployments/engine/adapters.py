@@ -2,8 +2,9 @@
 
 A request `use`s its adapter from before the engine hears of it until after its last token. While anyone uses an adapter, and for as
 long after as there is room (`max_cpu_loras`), its files stay pinned on disk, because vLLM reads the folder again when it has dropped the
-weights from memory. What nobody uses is given back least recently used first: `remove_lora`, then unpin. Room is made while an adapter is
-read, before it is entered: otherwise vLLM would make it, and drop one that is in use or that we still take for loaded.
+weights from memory. What nobody uses is given back, `remove_lora` and then unpin: of what was not used lately the least popular, so that
+the many adapters that are asked for once do not drive out the few that most requests ask for. Room is made while an adapter is read,
+before it is entered: otherwise vLLM would make it, and drop one that is in use or that we still take for loaded.
 
 Inside vLLM an adapter is called `owner/name@version` (the prefix cache's key) and has an integer id of its own, counted up and never
 used again (the worker caches' key): a version can never be mistaken for another.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from adapters_store.adapter import Adapter
 from adapters_store.own_settings import NOTHING_OWN, OwnSettings, read_own
+from deployments.engine.popularity import Popularity
 
 if TYPE_CHECKING:
     from adapters_store.cache import NodeCache, Pin
@@ -70,6 +73,8 @@ class EngineAdapters:
         self._cache = cache
         self._slots = slots
         self._room = room
+        self._recent = room // 2  # those used last, which stay however rare: what was just warmed is asked for in a moment
+        self._popularity = Popularity(room)
         self._next_number = 1
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # by version, least recently used first
         self._loading: dict[str, asyncio.Task[LoadedAdapter]] = {}
@@ -92,6 +97,7 @@ class EngineAdapters:
             cold = loaded.found
         loaded.users += 1
         self._loaded.move_to_end(key)
+        self._popularity.count(key)
         try:
             yield UsedAdapter(loaded.name, loaded.number, loaded.path, cold, time.monotonic() - started, loaded.own)
         finally:
@@ -155,9 +161,9 @@ class EngineAdapters:
         return loaded
 
     async def _trim(self) -> None:
-        """Give back what nobody uses, least recently used first, until there is room in the engine's CPU cache for what is being read."""
+        """Give back what nobody uses until there is room in the engine's CPU cache for what is being read."""
         while len(self._loaded) + self._entering > self._room:
-            idle = next((k for k, a in self._loaded.items() if not a.users and k not in self._waiting), None)
+            idle = self._next_to_go()
             if idle is None:
                 return  # all in use: vLLM swaps among them, from the pinned files
             gone = self._loaded.pop(idle)
@@ -168,3 +174,10 @@ class EngineAdapters:
             finally:
                 self._cache.unpin(gone.pin)
             logger.info("adapter_unloaded", extra={"adapter": gone.name})
+
+    def _next_to_go(self) -> str | None:
+        """Of what nobody uses and was not used lately the least popular, and of equals the least recently used. None: all are in use."""
+        idle = [key for key, loaded in self._loaded.items() if not loaded.users and key not in self._waiting]
+        recent = set(itertools.islice(reversed(self._loaded), self._recent))
+        older = [key for key in idle if key not in recent]
+        return min(older, key=self._popularity.of) if older else next(iter(idle), None)

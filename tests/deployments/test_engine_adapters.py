@@ -20,6 +20,7 @@ from adapters_store.local import LocalStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
 from deployments.engine.adapters import EngineAdapters, UsedAdapter
+from deployments.engine.popularity import HALF_LIFE, REMEMBERED, Popularity
 
 WEIGHTS = "adapter_model.safetensors"
 SLOTS, ROOM = 2, 4
@@ -223,6 +224,46 @@ async def test_room_is_made_while_an_adapter_is_read_and_not_after_it_was_entere
     assert len(house.engine.held) == ROOM
 
 
+async def test_those_that_are_asked_for_once_do_not_drive_out_the_popular(house: House) -> None:
+    popular, *others = house.publish_many(12)
+    for _ in range(3):
+        await house.ask(popular)
+    for other in others:
+        await house.ask(other)
+    assert (await house.ask(popular)).cold in ("cpu", "gpu")
+    assert len(house.engine.loads) == 12
+
+
+async def test_what_was_used_last_stays_however_popular_the_others(house: House) -> None:
+    """Else what was just warmed would be the first to go."""
+    *popular, warmed, other = house.publish_many(ROOM + 1)
+    for adapter in popular * 3:
+        await house.ask(adapter)
+    await house.ask(warmed)
+    await house.ask(other)
+    assert (await house.ask(warmed)).cold in ("cpu", "gpu")
+
+
+async def test_what_was_popular_once_makes_room_for_what_is_popular_now(house: House) -> None:
+    once, *others = house.publish_many(ROOM + 2)
+    for _ in range(5):
+        await house.ask(once)
+    for other in others * 5 * HALF_LIFE:
+        await house.ask(other)
+    assert not house.adapters.holds(once.exact_name)
+
+
+async def test_popularity_is_remembered_beyond_a_stay_in_the_engine(house: House) -> None:
+    """Whoever is asked for again and again, but seldom, stays once it is known for that."""
+    seldom, *others = house.publish_many(40)
+    for number, other in enumerate(others):
+        await house.ask(other)
+        if number % 5 == 4:
+            await house.ask(seldom)
+    loads = [name for name, _ in house.engine.loads]
+    assert loads.count(seldom.exact_name) == 2  # the second time it is more popular than those that were asked for once
+
+
 async def test_adapter_in_use_is_never_given_back(house: House) -> None:
     busy, *others = house.publish_many(3 * ROOM)
     async with house.adapters.use(busy) as used:
@@ -382,3 +423,21 @@ async def test_what_is_held_or_being_loaded_is_known_by_its_exact_name(house: Ho
     assert [house.adapters.holds(adapter.exact_name) for adapter in (loaded, loading, unknown)] == [True, True, False]
     house.engine.loading.set()
     await asked
+
+
+def test_popularity_fades_by_half_after_a_half_life() -> None:
+    popularity = Popularity(room=4)
+    popularity.count("once")
+    for _ in range(HALF_LIFE * 4):
+        popularity.count("often")
+    assert popularity.of("once") == pytest.approx(0.5)
+    assert popularity.of("often") > 10
+    assert popularity.of("never") == 0
+
+
+def test_popularity_of_more_keys_than_are_remembered_forgets_the_oldest() -> None:
+    popularity = Popularity(room=2)
+    for number in range(REMEMBERED * 2 + 1):
+        popularity.count(f"key {number}")
+    assert popularity.of("key 0") == 0
+    assert popularity.of("key 1") > 0
