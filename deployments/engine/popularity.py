@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-HALF_LIFE = 10  # in times of `room`: after so many uses of any, a count is half of what it was
-REMEMBERED = 10  # likewise: how many adapters are counted, the last that were used
+HALF_LIFE = 4  # in times of `room`: after so many uses of any, a count is half of what it was
+REMEMBERED = 10  # in times of `room`: how many adapters are counted, the last that were used
 
 
 class Popularity:
