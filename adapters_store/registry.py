@@ -117,10 +117,7 @@ class Registry:
 
     def _version_of(self, ref: ModelRef, found: FoundName) -> Adapter:
         if ref.version is not None:
-            adapter = self._versions.find(ref.owner, ref.name, ref.version)
-            if found.pointers.is_gone(adapter.version):
-                raise not_served(adapter, found.pointers)
-            return adapter
+            return _if_served(self._versions.find(ref.owner, ref.name, ref.version), found.pointers)
         alias = ref.alias or PRODUCTION
         version = found.pointers.served(alias)
         if version is None:
@@ -155,8 +152,8 @@ class Registry:
 
     def served(self, owner: str, name: str, version: str) -> Adapter:
         """One version, by its digest or a unique prefix of it, for who is about to point at it: raises as `read`, and adopts nothing."""
-        adapter = self._version_of(ModelRef(owner, name, None, version), self._lookup.peek(owner, name))
-        return self._versions.find_now(owner, name, adapter.version)
+        pointers = self._lookup.peek(owner, name).pointers
+        return _if_served(self._versions.find_now(owner, name, version), pointers)
 
     def is_private(self, owner: str, name: str) -> bool:
         """Whether only its owner may see this adapter. Raises NotFound where nothing ever was."""
@@ -240,9 +237,10 @@ class Registry:
         """What publishing this version's files again would do, without them; None where the version is not there or not served."""
         labels.tags_after({})
         try:
-            with contextlib.suppress(NotReady):
-                self.served(owner, name, version)
+            pointers = self._lookup.peek(owner, name).pointers
             adapter = self._versions.find_now(owner, name, version)
+            with contextlib.suppress(NotReady):
+                _if_served(adapter, pointers)
         except NotFound:
             return None
         moves = self._moves(owner, name, created_by, alias, labels)
@@ -284,6 +282,13 @@ class _Moves:
             return replace(labelled, retired=without(labelled.retired, adapter.version))
         self.moved = labelled.aliases.get(self.alias) != adapter.version
         return labelled.pointing(self.alias, adapter.version, by=self.by, why=PUBLISH).passing_over(self.copied)
+
+
+def _if_served(adapter: Adapter, pointers: Pointers) -> Adapter:
+    """`adapter`, which is there; raises what `not_served` says where no request may have it."""
+    if pointers.is_gone(adapter.version):
+        raise not_served(adapter, pointers)
+    return adapter
 
 
 def _is_hidden(pointers: Pointers) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapters_store.adapter import Adapter, AdapterFile
@@ -46,31 +46,31 @@ class Versions:
 
     def find(self, owner: str, name: str, version: str) -> Adapter:
         """One version by its digest or a unique prefix of it. Raises NotFound, or InvalidName when the prefix means several."""
-        exact = f"{owner}/{name}@{version}"
-        ambiguous = InvalidName(f"{exact} means more than one version: give more digits", param="model")
-        if len(version) == VERSION_DIGITS:
-            found = [self.get(owner, name, version)]
-        else:
-            page = self._store.list(versions_prefix(owner, name) + version, delimiter="/", limit=LOOKED_AT)
-            if page.next_token is not None:
-                raise ambiguous
-            # A folder without a manifest is an upload that has not ended, or never will: no version.
-            found = [self.get(owner, name, folder.rstrip("/").rpartition("/")[2]) for folder in page.folders]
-        adapters = [adapter for adapter in found if adapter is not None]
-        if len(adapters) > 1:
-            raise ambiguous
-        if not adapters:
-            raise _unknown(exact, owner, name)
-        return adapters[0]
+        return self._find(owner, name, version, self.get)
 
     def find_now(self, owner: str, name: str, version: str) -> Adapter:
         """The same, as the store has it now, for who is about to point at it: its files may have been collected since they were read,
         and somebody may be putting them again, who may yet fail.
         """
-        adapter = self.find(owner, name, version)
-        if self.get_now(owner, name, adapter.version) is None:
-            raise _unknown(f"{owner}/{name}@{version}", owner, name)
-        return adapter
+        return self._find(owner, name, version, self.get_now)
+
+    def _find(self, owner: str, name: str, version: str, get: Callable[[str, str, str], Adapter | None]) -> Adapter:
+        exact = f"{owner}/{name}@{version}"
+        ambiguous = InvalidName(f"{exact} means more than one version: give more digits", param="model")
+        if len(version) == VERSION_DIGITS:
+            found = [get(owner, name, version)]
+        else:
+            page = self._store.list(versions_prefix(owner, name) + version, delimiter="/", limit=LOOKED_AT)
+            if page.next_token is not None:
+                raise ambiguous
+            # A folder without a manifest is an upload that has not ended, or never will: no version.
+            found = [get(owner, name, folder.rstrip("/").rpartition("/")[2]) for folder in page.folders]
+        adapters = [adapter for adapter in found if adapter is not None]
+        if len(adapters) > 1:
+            raise ambiguous
+        if not adapters:
+            raise NotFound(f"adapter version {exact} does not exist: GET /api/v1/adapters/{owner}/{name} lists its versions", param="model")
+        return adapters[0]
 
     def all(self, owner: str, name: str) -> Iterator[Adapter]:
         """Every version, in the order of digests: a listing, and one read for each that was not read before."""
@@ -101,10 +101,6 @@ class Versions:
         if stored is None:
             raise Conflict(f"{wanted.exact_name} was removed while it was published: publish it again")
         return stored
-
-
-def _unknown(exact: str, owner: str, name: str) -> NotFound:
-    return NotFound(f"adapter version {exact} does not exist: GET /api/v1/adapters/{owner}/{name} lists its versions", param="model")
 
 
 def hash_files(folder: Path) -> tuple[AdapterFile, ...]:

@@ -157,17 +157,17 @@ def meant(pointers: Pointers, asked: Asked) -> set[str | None]:
     """
     ref = asked.ref
     if ref.alias is None:
-        return found(pointers, None if pointers.is_gone(ref.version or "") else ref.version)
+        return if_there(pointers, None if pointers.is_gone(ref.version or "") else ref.version)
     version = pointers.served(ref.alias)
     canary = pointers.canaries.get(ref.alias)
     if version is None or canary is None or place_of(f"{ref.adapter_name}:{ref.alias}", asked.person) >= canary.weight:
-        return found(pointers, version)
+        return if_there(pointers, version)
     assert not pointers.is_gone(canary.version), "a version is retired that is tried"
-    tried = found(pointers, canary.version)
-    return tried | found(pointers, version) if None in tried else tried
+    tried = if_there(pointers, canary.version)
+    return tried | if_there(pointers, version) if None in tried else tried
 
 
-def found(pointers: Pointers, version: str | None) -> set[str | None]:
+def if_there(pointers: Pointers, version: str | None) -> set[str | None]:
     return {version} if version is None or version in there(pointers) else {version, None}
 
 
