@@ -24,8 +24,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from adapters_store.adapter import Adapter
 from adapters_store.errors import InternalError, LorikeetError, Overloaded, Unavailable
 from deployments.fleet import Fleet, Replica, gone
+from deployments.inbox import Inbox
 from deployments.messages import REQUEST_ID_BYTES, ChatCall, Refused, ReplicaGone
-from deployments.stream import FrameReceiver, Inbox
+from deployments.stream import FrameReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ class Answer:
         self.cold: str | None = head.get("cold")
         self.wait_ms: float | None = head.get("wait_ms")
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The answer's bytes; raises the LorikeetError that ended it. Close the answer afterwards in any case."""
+    async def parts(self, take: Callable[[bytes], bool] | None = None) -> AsyncIterator[bytes]:
+        """The answer's bytes; raises the LorikeetError that ended it. Close the answer afterwards in any case.
+
+        What comes while the next is waited for is first offered to `take`, and is not among the parts if that returns True.
+        """
+        self._inbox.offer_to(take)
         part = self._first
         while part:
             yield part

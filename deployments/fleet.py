@@ -16,9 +16,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from deployments.calls import AdapterEncoder, CallSender, ReplicaAddress
+from deployments.inbox import Inbox
 from deployments.messages import GREETING, LOAD, ChatCall, ReplicaGone, WarmCall, load_from_payload
 from deployments.placement import placed, ranking
-from deployments.stream import FrameReceiver, Inbox
+from deployments.stream import FrameReceiver
 
 logger = logging.getLogger(__name__)
 

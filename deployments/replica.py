@@ -11,7 +11,6 @@ Serve builds it from `app.py`; no `from __future__ import annotations` here, Ser
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from deployments.engine.adapters import EngineAdapters, UsedAdapter
 from deployments.engine.source import fetch_model
 from deployments.interpreter import hand_over_soon
 from deployments.logs import kept_serve_log, set_up_logs
-from deployments.messages import DATA, HEAD, ChatCall, head_payload
+from deployments.messages import ChatCall, head_payload
 from deployments.reception import Reception
+from deployments.stream import AnswerFrames
 from deployments.warms import Warms
 
 logger = logging.getLogger(__name__)
@@ -98,24 +98,14 @@ class Replica:
 
     async def _answer(self, call: ChatCall) -> None:
         if call.adapter is None:
-            await self._engine.chat(call, None, self._emitter(call, None))
+            await self._engine.chat(call, None, self._outlet(call, None))
             return
         async with self._adapters.use(call.adapter) as used:
-            await self._engine.chat(call, used, self._emitter(call, used))
+            await self._engine.chat(call, used, self._outlet(call, used))
 
-    def _emitter(self, call: ChatCall, used: UsedAdapter | None) -> Callable[[bytes], None]:
-        """What the engine hands each part of an answer to. The HEAD frame leaves with the first part."""
-        send, to, stream_id = self._reception.frames.send, call.frames_to, call.stream_id
+    def _outlet(self, call: ChatCall, used: UsedAdapter | None) -> AnswerFrames:
         head = head_payload(used.cold, used.wait_seconds) if used is not None else None
-
-        def emit(part: bytes) -> None:
-            nonlocal head
-            if head is not None:
-                send(to, stream_id, HEAD, head)
-                head = None
-            send(to, stream_id, DATA, part)
-
-        return emit
+        return AnswerFrames(self._reception.frames, call.frames_to, call.stream_id, head)
 
     def _profile(self, folder: Path, adaptable: tuple[str, ...] | None) -> BaseProfile:
         model = self._model

@@ -3,7 +3,7 @@
 Both side channels are made of them: frames from replicas to gateways (`stream.py`), calls from gateways to replicas (`calls.py`).
 
     Push   hello | length (4) | message | length | message | …
-    Pull   hello
+    Pull   hello | taken (1) | taken | …          a byte for each message, where it tells
 
 The hello tells that the other side is one of ours before anything is entrusted to it: ports are given out again. Reads and writes are the
 loop's own, so on its way a message wakes nobody but the two loops. docs/decisions/0018 has why that is not ZeroMQ.
@@ -20,7 +20,8 @@ from typing import cast
 
 logger = logging.getLogger(__name__)
 
-HELLO = b"lorikeet/1\n"
+HELLO = b"lorikeet/2\n"
+TAKEN = b"."  # what a `Pull` that tells says of each message
 UNSENT_BYTES = 32 << 20  # before a peer that does not read is given up
 MAX_MESSAGE_BYTES = 1 << 30  # what claims to be longer is none of ours
 _LENGTH = struct.Struct("!I")
@@ -32,10 +33,14 @@ _SILENT_MILLISECONDS = 10_000  # a machine that went away without a word is noti
 
 
 class Pull:
-    """Binds a random port of `host` and hands every message to `on_message`, in order for each sender."""
+    """Binds a random port of `host` and hands every message to `on_message`, in order for each sender.
 
-    def __init__(self, host: str, on_message: Callable[[bytes], None]) -> None:
+    With `tells`, senders are told when a message was taken: behind the tasks that it woke.
+    """
+
+    def __init__(self, host: str, on_message: Callable[[bytes], None], *, tells: bool = False) -> None:
         self._on_message = on_message
+        self._tells = tells
         self._peers: set[_Incoming] = set()
         self._server: asyncio.Server | None = None
         self.closed = False
@@ -54,7 +59,7 @@ class Pull:
 
     async def _open(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Incoming(self._on_message, self._peers), sock=listener)
+        self._server = await loop.create_server(lambda: _Incoming(self._on_message, self._peers, self._tells), sock=listener)
         if self.closed:
             self._server.close()
 
@@ -62,11 +67,14 @@ class Pull:
 class _Incoming(asyncio.Protocol):
     """The connection of one `Push`."""
 
-    def __init__(self, on_message: Callable[[bytes], None], peers: set[_Incoming]) -> None:
+    def __init__(self, on_message: Callable[[bytes], None], peers: set[_Incoming], tells: bool) -> None:
         self._on_message = on_message
         self._peers = peers
+        self._tells = tells
+        self._taken = 0  # messages that the other side has not been told of
         self._transport: asyncio.Transport | None = None
         self._greeted = False
+        self._loop = asyncio.get_running_loop()
         self._held = bytearray()  # what came of the hello, or a message, that is not whole yet
         self._needed = len(HELLO)  # bytes until it is
 
@@ -87,7 +95,7 @@ class _Incoming(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if len(data) >= _LONG_READ_BYTES and self._transport is not None:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
+            self._loop.call_soon(self._read_on)
         if self._held or len(data) < self._needed:
             self._held += data
             if len(self._held) < self._needed:
@@ -109,6 +117,12 @@ class _Incoming(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def _tell(self) -> None:
+        """What was taken; behind the tasks that it woke."""
+        if self._transport is not None:
+            self._transport.write(TAKEN * self._taken)
+        self._taken = 0
+
     def _take(self, data: bytes, at: int) -> tuple[int, int]:
         """Hand on the messages that are whole; where the next begins, and how many bytes it needs as far as is known."""
         while self._transport is not None:
@@ -126,17 +140,24 @@ class _Incoming(asyncio.Protocol):
                 self._on_message(data[begin:at])
             except Exception:  # one message's: the connection carries those of others
                 logger.exception("message_failed")
+            if self._tells:
+                if not self._taken:
+                    self._loop.call_soon(self._tell)
+                self._taken += 1
         return len(data), _LENGTH.size
 
 
 class Push(asyncio.Protocol):
     """A connection to the `Pull` at `address`. `on_lost` is called once it broke, or could not be made; what it held is lost then.
 
+    `on_taken` is called with how many more messages the other side has taken, if that tells.
+
     Addresses are never used again, so a connection that broke is not made again by itself.
     """
 
-    def __init__(self, address: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, address: str, on_lost: Callable[[], None], on_taken: Callable[[int], None] | None = None) -> None:
         self._on_lost = on_lost
+        self._on_taken = on_taken
         self.reached = False  # whether the other side has ever answered
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -181,6 +202,10 @@ class Push(asyncio.Protocol):
         self._transport.write(HELLO)
 
     def data_received(self, data: bytes) -> None:
+        if self.reached:
+            if self._on_taken is not None:
+                self._on_taken(len(data))
+            return
         self._hello += data
         if not HELLO.startswith(self._hello):
             self._lose()

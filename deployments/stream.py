@@ -3,6 +3,7 @@
 Each gateway binds one port (`FrameReceiver`); each replica keeps one connection per gateway (`FrameSender`). All frames
 that one engine step produced for one gateway leave as ONE message, so the cost is per step and not per token, and nothing waits for a
 timer: a flush is scheduled behind the tasks that are ready now. A message is a run of `stream id (16) | length (4) | kind (1) | payload`.
+The gateway says of each when it has taken it; text that can wait for that is not made into a frame before (`send_later`).
 
 Stream ids are random, so a frame for a request that is gone is dropped. Both sides are bounded: a gateway that does not read loses
 its requests (`FrameSender` gives it up), a client that does not read loses its own (`Inbox` overflows).
@@ -15,21 +16,16 @@ import logging
 import secrets
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from adapters_store.errors import LorikeetError, Overloaded, Unavailable
+from adapters_store.errors import Unavailable
+from deployments.inbox import Inbox
 from deployments.messages import (
     DATA,
-    END,
-    ERROR,
     GREETING,
     HEAD,
     LOAD,
-    REFUSED,
     REQUEST_ID_BYTES,
-    Refused,
-    error_from_payload,
     greeting_payload,
     load_payload,
 )
@@ -61,6 +57,12 @@ class FrameSender:
         line = self._lines.get(gateway) or self._open(gateway)
         line.carries = True
         line.append(stream_id, kind, payload)
+
+    def send_later(self, gateway: str, stream_id: bytes, make: Callable[[], bytes]) -> None:
+        """Queue a DATA frame of what `make` gives when the gateway has taken what was queued so before; none where that is empty."""
+        line = self._lines.get(gateway) or self._open(gateway)
+        line.carries = True
+        line.append_later(stream_id, make)
 
     def reach(self, gateway: str) -> None:
         """Connect to a gateway now, so that its loss is noticed before there is anything to send."""
@@ -110,8 +112,11 @@ class _Line:
         self._loop = loop
         self._lose = lose
         self._parts: list[bytes] = []
+        self._later: list[tuple[bytes, Callable[[], bytes]]] = []
         self._scheduled = False
-        self._push = Push(gateway, lose)
+        self._sent = self._taken = 0  # messages
+        self._awaited = 0  # of them, those up to the last that held anything of `_later`
+        self._push = Push(gateway, lose, self._took)
 
     @property
     def reached(self) -> bool:
@@ -120,110 +125,70 @@ class _Line:
     def append(self, stream_id: bytes, kind: bytes, payload: bytes) -> None:
         self._parts.append(_HEADER.pack(stream_id, len(payload), kind))
         self._parts.append(payload)
+        self._schedule()
+
+    def append_later(self, stream_id: bytes, make: Callable[[], bytes]) -> None:
+        self._later.append((stream_id, make))
+        if self._taken >= self._awaited:
+            self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             # Twice: the first runs behind what is ready now, the second behind what those tasks made ready.
             self._loop.call_soon(self._loop.call_soon, self._flush)
 
+    def _took(self, messages: int) -> None:
+        self._taken += messages
+        if self._later and self._taken >= self._awaited:
+            self._flush()
+
     def _flush(self) -> None:
         self._scheduled = False
         if self._push.closed:
             return
+        if self._later and self._taken >= self._awaited:
+            self._make()
+        if not self._parts:
+            return
         message = b"".join(self._parts)
         self._parts.clear()
+        self._sent += 1
         if not self._push.send(message):
             self._lose()
+
+    def _make(self) -> None:
+        """Turn what waits for the gateway into frames."""
+        later, self._later = self._later, []
+        for stream_id, make in later:
+            payload = make()
+            if payload:
+                self._parts.append(_HEADER.pack(stream_id, len(payload), DATA))
+                self._parts.append(payload)
+        self._awaited = self._sent + 1
 
     def close(self, linger_milliseconds: int = 0) -> None:
         self._push.close(linger_milliseconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The payload of a HEAD frame, unread."""
+class AnswerFrames:
+    """The frames of one answer; `head` is the payload of the HEAD that leaves with the first part, if there is one."""
 
-    payload: bytes
+    def __init__(self, frames: FrameSender, gateway: str, stream_id: bytes, head: bytes | None) -> None:
+        self._frames = frames
+        self._gateway = gateway
+        self._stream_id = stream_id
+        self._head = head
 
+    def emit(self, part: bytes) -> None:
+        if self._head is not None:
+            self._frames.send(self._gateway, self._stream_id, HEAD, self._head)
+            self._head = None
+        self._frames.send(self._gateway, self._stream_id, DATA, part)
 
-class Inbox:
-    """The frames of one request, in order, as they arrive at its gateway.
-
-    `get` returns what has come since the last call as one run of bytes: a slow reader costs fewer, larger writes. Holds at most
-    `limit_bytes` that the client has not taken; beyond it the request fails with Overloaded, and `on_overflow` is called at once, since a
-    reader that is stuck will not see the failure soon.
-    """
-
-    __slots__ = ("_buffered", "_chunks", "_error", "_limit_bytes", "_on_overflow", "_waiter", "ended", "head")
-
-    def __init__(self, limit_bytes: int, on_overflow: Callable[[], None] | None = None) -> None:
-        self.head: Head | None = None
-        self.ended = False
-        self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._limit_bytes = limit_bytes
-        self._on_overflow = on_overflow
-        self._error: LorikeetError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, kind: bytes, payload: bytes) -> None:
-        if self.ended:
-            return
-        if kind == DATA:
-            if not payload:
-                return  # to a reader, an empty part is the end
-            self._buffered += len(payload)
-            if self._buffered > self._limit_bytes:
-                self.fail(
-                    Overloaded(f"the client left more than {self._limit_bytes} bytes of its answer unread: read faster, or ask for less")
-                )
-                if self._on_overflow is not None:
-                    self._on_overflow()
-                return
-            self._chunks.append(payload)
-        elif kind == HEAD:
-            self.head = Head(payload)
-            return  # always followed by DATA, END or ERROR in the same message or later: nobody needs waking for it
-        elif kind == END:
-            self.ended = True
-        elif kind == ERROR:
-            self.fail(error_from_payload(payload))
-            return
-        elif kind == REFUSED:
-            self.fail(Refused("the replica takes no more"))
-            return
-        self._wake()
-
-    def fail(self, error: LorikeetError) -> None:
-        """End the request with `error`, raised to the reader once it has taken what came before."""
-        if self.ended:
-            return
-        self._error = error
-        self.ended = True
-        self._wake()
-
-    async def get(self) -> bytes:
-        """The next run of bytes; b"" when the answer is complete. Raises the error that ended it."""
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self.ended:
-                return b""
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered = 0
-        return data
-
-    @property
-    def started(self) -> bool:
-        """Whether any part of the answer has come."""
-        return bool(self._chunks) or self.ended
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def emit_later(self, make: Callable[[], bytes]) -> None:
+        """Not before the first part has been emitted."""
+        self._frames.send_later(self._gateway, self._stream_id, make)
 
 
 class Listener(Protocol):
@@ -238,7 +203,7 @@ class FrameReceiver:
     def __init__(self, host: str) -> None:
         self._inboxes: dict[bytes, Inbox] = {}
         self._listeners: dict[bytes, Listener] = {}
-        self._pull = Pull(host, self._sort)
+        self._pull = Pull(host, self._sort, tells=True)
         self.address = self._pull.address
 
     def open(self, stream_id: bytes, limit_bytes: int, on_overflow: Callable[[], None] | None = None) -> Inbox:

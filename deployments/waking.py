@@ -125,8 +125,8 @@ class Opening:
             raise self._overdue()
         return False
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """Comments while the model wakes, then the answer's parts; raises the LorikeetError that ended it."""
+    async def parts(self, take: Callable[[bytes], bool] | None = None) -> AsyncIterator[bytes]:
+        """Comments while the model wakes, then the answer's parts; raises the LorikeetError that ended it. `take` as of an Answer's."""
         comment, seconds = f": waking {self._base}\n\n".encode(), self._waking._patience.comment_seconds
         yield comment
         next_at = self._loop.time() + seconds
@@ -134,7 +134,7 @@ class Opening:
             if self._loop.time() >= next_at:
                 yield comment
                 next_at = self._loop.time() + seconds
-        async for part in self.answer.parts():
+        async for part in self.answer.parts(take):
             yield part
 
     def close(self) -> None:

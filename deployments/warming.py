@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from adapters_store.adapter import Adapter
 from adapters_store.errors import LorikeetError, Unavailable
 from deployments.fleet import Fleet, Replica
+from deployments.inbox import Inbox
 from deployments.messages import REQUEST_ID_BYTES, Refused, WarmCall, adapter_key
-from deployments.stream import FrameReceiver, Inbox
+from deployments.stream import FrameReceiver
 
 logger = logging.getLogger(__name__)
 

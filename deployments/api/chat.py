@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 
 from fastapi import Request, Response
-from starlette.types import Receive, Scope, Send
 
 from adapters_store import access
-from adapters_store.errors import LorikeetError
 from adapters_store.keys import KeyRecord
 from deployments.api.body import read_body
-from deployments.api.errors import error_body
+from deployments.api.events import EventStream
 from deployments.api.schemas import ChatRequest, parse_chat_request
 from deployments.api.services import Services, Target, services_of
-from deployments.api.trials import Watch
 from deployments.dispatch import Answer
 from deployments.waking import Opening
 
@@ -81,35 +78,3 @@ def _headers(target: Target, answer: Answer | Opening) -> dict[str, str]:
     if answer.wait_ms is not None:
         headers["x-lorikeet-cold-ms"] = f"{answer.wait_ms:.1f}"
     return headers
-
-
-class EventStream(Response):
-    """Server-sent events as they come. An error after the first is told as an event, and ends the stream without [DONE]."""
-
-    def __init__(self, answer: Answer | Opening, headers: dict[str, str], request_id: str, watch: Watch) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        # Proxies between here and the client must not hold events back.
-        self.init_headers(
-            {**headers, "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
-        )
-        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        self._answer = answer
-        self._request_id = request_id
-        self._watch = watch
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            try:
-                async for part in self._answer.parts():
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                self._watch.ended()
-            except LorikeetError as error:
-                self._watch.ended(error)
-                event = b"data: " + error_body(error, self._request_id) + b"\n\n"
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._answer.close()

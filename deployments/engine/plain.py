@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.inputs.engine import EngineInput
 from vllm.lora.request import LoRARequest
@@ -22,9 +21,9 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from deployments.engine import errors
+from deployments.engine.rendering import TextRenderer
 from deployments.engine.sse import ChunkEncoder
-from deployments.engine.tap import Emit, StreamTap, Tap, WholeTap
+from deployments.engine.tap import Outlet, StreamTap, Tap, WholeTap
 from deployments.messages import ChatCall
 
 
@@ -62,35 +61,32 @@ class PlainChat:
         self, engine: AsyncLLM, renderer: OnlineRenderer, default_sampling_params: dict[str, Any], base: str, *, parses: bool
     ) -> None:
         self._engine = engine
-        self._renderer = renderer
+        self._renderer = TextRenderer(renderer)
         self._defaults = default_sampling_params
         self._base = base
         self._parses = parses  # vLLM's own path has a parser look at each delta
 
-    async def chat(self, call: ChatCall, request: ChatCompletionRequest, lora: LoRARequest | None, emit: Emit) -> None:
-        """Answer `call`, giving `emit` its events, or its one whole body.
+    async def chat(self, call: ChatCall, request: ChatCompletionRequest, lora: LoRARequest | None, outlet: Outlet) -> None:
+        """Answer `call`, giving `outlet` its events, or its one whole body.
 
         Raises Lorikeet's and vLLM's errors; cancelling it aborts the engine's request.
         """
-        rendered = await self._renderer.render_chat(request)
-        if isinstance(rendered, ErrorResponse):
-            raise errors.from_response(rendered)
-        prompt = rendered[1][0]
+        prompt = await self._renderer.render(request, len(call.body))
         params = self._sampling_params(request, prompt)
-        tap = await self._submit(call.request_id, prompt, params, lora, lambda rid: self._tap(rid, call, request, emit))
+        tap = await self._submit(call.request_id, prompt, params, lora, lambda rid: self._tap(rid, call, request, outlet))
         try:
             await tap.done
         except asyncio.CancelledError:
             await self._engine.abort(tap.request_id, internal=True)
             raise
 
-    def _tap(self, request_id: str, call: ChatCall, request: ChatCompletionRequest, emit: Emit) -> Tap:
+    def _tap(self, request_id: str, call: ChatCall, request: ChatCompletionRequest, outlet: Outlet) -> Tap:
         version = call.adapter.exact_name if call.adapter else self._base
         named = (f"chatcmpl-{call.request_id}", call.model, int(time.time()), version)
         if not request.stream:
-            return WholeTap(request_id, named, emit)
+            return WholeTap(request_id, named, outlet)
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
-        return StreamTap(request_id, ChunkEncoder(*named), emit, include_usage, self._parses)
+        return StreamTap(request_id, ChunkEncoder(*named), outlet, include_usage, self._parses)
 
     def _sampling_params(self, request: ChatCompletionRequest, prompt: EngineInput) -> SamplingParams:
         config = self._engine.model_config

@@ -1,4 +1,4 @@
-"""Where the short path takes an answer out of vLLM's output loop, encoded there and then.
+"""Where the short path takes an answer out of vLLM's output loop, encoded there and then, or when its gateway has taken what went before.
 
 vLLM makes two objects of each token that it has turned into text, and puts them where a task of the request's wakes for them. A tap
 stands in both places: it is asked for the objects and takes only the text, and it is the collector, left with errors to collect.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -19,7 +19,16 @@ from adapters_store.errors import InternalError
 from deployments.engine.sse import DONE, ChunkEncoder
 from deployments.engine.whole import encode_whole
 
-Emit = Callable[[bytes], None]
+
+class Outlet(Protocol):
+    """Where the parts of one answer go."""
+
+    def emit(self, part: bytes) -> None:
+        """Hand `part` on now."""
+
+    def emit_later(self, make: Callable[[], bytes]) -> None:
+        """Hand on what `make` gives, once, as soon as what went before has been taken; nothing of it where that is empty."""
+
 
 _FAILED = "the model failed to answer this request"
 
@@ -30,10 +39,10 @@ class Tap(RequestOutputCollector):
     It holds nothing that leads back to the request's state, so that both go with the request and not with Python's next garbage collection.
     """
 
-    def __init__(self, request_id: str, kind: RequestOutputKind, emit: Emit) -> None:
+    def __init__(self, request_id: str, kind: RequestOutputKind, outlet: Outlet) -> None:
         super().__init__(kind, request_id)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._emit = emit
+        self._outlet = outlet
 
     def stand_in(self, state: RequestState) -> None:
         """Be asked for the outputs of `state`, which has had none yet."""
@@ -77,14 +86,15 @@ class Tap(RequestOutputCollector):
 
 
 class StreamTap(Tap):
-    """Each output becomes the next events of a stream."""
+    """Outputs become the events of a stream: each its own, or several one where the gateway has not yet taken those before."""
 
-    def __init__(self, request_id: str, encoder: ChunkEncoder, emit: Emit, include_usage: bool, parses: bool) -> None:
-        super().__init__(request_id, RequestOutputKind.DELTA, emit)
+    def __init__(self, request_id: str, encoder: ChunkEncoder, outlet: Outlet, include_usage: bool, parses: bool) -> None:
+        super().__init__(request_id, RequestOutputKind.DELTA, outlet)
         self._encoder = encoder
         self._include_usage = include_usage
         self._parses = parses
         self._begun = False
+        self._owes = False  # whether `_rest` will be asked for
         self._sent_tokens = 0
 
     def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
@@ -92,10 +102,12 @@ class StreamTap(Tap):
         if self._interval > 1 and finish_reason is None and self._sent_tokens and tokens - self._sent_tokens < self._interval:
             return
         self._sent_tokens = tokens
-        text = self._detokenizer.get_next_output_text(finish_reason is not None, True)
         if self._begun and finish_reason is None:
-            self._emit(self._encoder.delta(text))
+            if not self._owes:
+                self._owes = True
+                self._outlet.emit_later(self._rest)
             return
+        text = self._detokenizer.get_next_output_text(finish_reason is not None, True)
         events = [] if self._begun else [self._encoder.role()]
         self._begun = True
         if text or tokens:  # nothing of these yet: a part of a chunked prefill
@@ -104,7 +116,18 @@ class StreamTap(Tap):
             if self._include_usage:
                 events.append(self._encoder.usage(self._prompt_tokens, tokens))
             events.append(DONE)
-        self._emit(b"".join(events))
+        self._outlet.emit(b"".join(events))
+
+    def _rest(self) -> bytes:
+        """The text that has come and was not told yet, as one event."""
+        self._owes = False
+        if self.done.done():  # and so told
+            return b""
+        try:
+            return self._encoder.delta(self._detokenizer.get_next_output_text(False, True))
+        except Exception as error:  # its own: others wait for the same flush
+            self.done.set_exception(error)
+            return b""
 
     def _last(self, text: str, finish_reason: FinishReason, stop_reason: int | str | None) -> bytes:
         delta = None if self._parses and not text else text  # of an empty delta, vLLM's parsers leave nothing
@@ -114,8 +137,8 @@ class StreamTap(Tap):
 class WholeTap(Tap):
     """The one output of a request that is not streamed becomes its body. `named` is the answer's id, model, time and fingerprint."""
 
-    def __init__(self, request_id: str, named: tuple[str, str, int, str], emit: Emit) -> None:
-        super().__init__(request_id, RequestOutputKind.FINAL_ONLY, emit)
+    def __init__(self, request_id: str, named: tuple[str, str, int, str], outlet: Outlet) -> None:
+        super().__init__(request_id, RequestOutputKind.FINAL_ONLY, outlet)
         self._named = named
 
     def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
@@ -123,4 +146,4 @@ class WholeTap(Tap):
             return
         text = self._detokenizer.get_next_output_text(True, False)
         tokens = self._prompt_tokens, self._detokenizer.num_output_tokens()
-        self._emit(encode_whole(*self._named, text, str(finish_reason), stop_reason, *tokens))
+        self._outlet.emit(encode_whole(*self._named, text, str(finish_reason), stop_reason, *tokens))

@@ -30,7 +30,7 @@ from deployments.engine import errors, load
 from deployments.engine.adapters import UsedAdapter
 from deployments.engine.full import FullChat
 from deployments.engine.plain import PlainChat, is_plain
-from deployments.engine.tap import Emit
+from deployments.engine.tap import Outlet
 from deployments.messages import ChatCall
 from deployments.scaling import EngineLoad
 
@@ -68,8 +68,8 @@ class VllmEngine:
         plain = None if reasoning else PlainChat(engine, full.renderer, full.default_sampling_params, model.id, parses=full.parses)
         return cls(engine, full, plain)
 
-    async def chat(self, call: ChatCall, used: UsedAdapter | None, emit: Emit) -> None:
-        """Answer one chat, handing each part of the answer to `emit` as it comes; returns after the last.
+    async def chat(self, call: ChatCall, used: UsedAdapter | None, outlet: Outlet) -> None:
+        """Answer one chat, handing each part of the answer to `outlet` as it comes; returns after the last.
 
         Raises InvalidRequest for what vLLM refuses, Overloaded, Unavailable, InternalError. Cancelling it aborts the engine's request.
         """
@@ -77,9 +77,9 @@ class VllmEngine:
             request = _request(call.body, used.own if used else NOTHING_OWN)
             lora = LoRARequest(lora_name=used.name, lora_int_id=used.number, lora_path=used.path) if used else None
             if self._plain is not None and is_plain(request):
-                await self._plain.chat(call, request, lora, emit)
+                await self._plain.chat(call, request, lora, outlet)
             else:
-                await self._full.chat(call, request, lora, emit)
+                await self._full.chat(call, request, lora, outlet.emit)
         except LorikeetError:
             raise
         except Exception as error:

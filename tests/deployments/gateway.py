@@ -51,7 +51,7 @@ class FakeAnswer:
         self._parts = parts
         self._error = error
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def parts(self, take: Callable[[bytes], bool] | None = None) -> AsyncIterator[bytes]:
         for part in self._parts:
             yield part
             await asyncio.sleep(0)

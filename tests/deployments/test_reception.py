@@ -12,9 +12,10 @@ from adapters_store.errors import InternalError, InvalidRequest, LorikeetError, 
 from deployments import reception as reception_module
 from deployments.calls import AdapterEncoder, CallSender, ReplicaAddress
 from deployments.engine.adapters import UsedAdapter
+from deployments.inbox import Inbox
 from deployments.messages import DATA, LOAD, ChatCall, Refused, WarmCall, load_from_payload
 from deployments.reception import Reception
-from deployments.stream import FrameReceiver, Inbox
+from deployments.stream import FrameReceiver
 from tests.deployments.direct import SECONDS, until
 from tests.deployments.test_calls import ADAPTER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -42,7 +42,7 @@ class Serve:
 class HangingAnswer(FakeAnswer):
     """Begins, and never ends."""
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def parts(self, take: Callable[[bytes], bool] | None = None) -> AsyncIterator[bytes]:
         yield b"data: begun\n\n"
         await asyncio.sleep(3600)
 

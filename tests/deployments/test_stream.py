@@ -8,18 +8,20 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 import uvloop
 
-from adapters_store.errors import InternalError, LorikeetError, NotFound, Overloaded, Unavailable
-from deployments.messages import DATA, END, ERROR, HEAD, LOAD, error_payload, load_from_payload
+from adapters_store.errors import Overloaded, Unavailable
+from deployments.messages import DATA, END, HEAD, LOAD, load_from_payload
 from deployments.sockets import HELLO, UNSENT_BYTES
-from deployments.stream import FrameReceiver, FrameSender, Inbox
+from deployments.stream import FrameReceiver, FrameSender
+from tests.deployments.reading import SECONDS, read_all
 from tests.deployments.wire import RawPull, packed, raw_push
 
 LIMIT_BYTES = 1000
-SECONDS = 10.0  # for what takes milliseconds on a quiet machine
+
 SLACK_SECONDS = 2.0  # that a busy machine may keep this process waiting
 
 
@@ -57,11 +59,6 @@ async def until(condition: Callable[[], object], seconds: float = SECONDS) -> No
             await asyncio.sleep(0.005)
 
 
-async def read_all(inbox: Inbox) -> bytes:
-    async with asyncio.timeout(SECONDS):
-        return b"".join([part async for part in iter_parts(inbox)])
-
-
 def closed_by_peer(connection: socket.socket) -> bool:
     try:
         while connection.recv(1000):
@@ -71,11 +68,6 @@ def closed_by_peer(connection: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
-
-
-async def iter_parts(inbox: Inbox) -> AsyncIterator[bytes]:
-    while part := await inbox.get():
-        yield part
 
 
 async def test_frames_arrive_in_order_at_their_own_request(receiver: FrameReceiver, sender: FrameSender) -> None:
@@ -149,6 +141,48 @@ async def test_malformed_message_harms_nobody(receiver: FrameReceiver, message: 
         assert (await read_all(inbox)).endswith(b"here")
 
 
+async def test_what_is_sent_later_waits_until_what_went_before_was_taken(sender: FrameSender) -> None:
+    """So the text of several steps becomes one part where the gateway lags, and leaves at once where it does not."""
+    one, other, text = new_id(), new_id(), ["a"]
+
+    def told() -> bytes:
+        taken = "".join(text)
+        text.clear()
+        return taken.encode()
+
+    async with RawPull() as gateway:
+        sender.send_later(gateway.address, one, told)
+        assert (await gateway.message()).endswith(frame(one, DATA, b"a"))
+        text.append("b")
+        sender.send_later(gateway.address, one, told)
+        sender.send_later(gateway.address, other, lambda: b"")
+        with pytest.raises(TimeoutError):
+            await gateway.message(0.2)
+        text.append("c")
+        sender.send(gateway.address, other, DATA, b"at once")
+        assert await gateway.message() == frame(other, DATA, b"at once"), "only what is sent later waits"
+        text.append("d")
+        gateway.take(1)
+        assert await gateway.message() == frame(one, DATA, b"bcd"), "of what turned out to be empty there is no frame"
+        gateway.take(2)
+
+
+async def test_what_is_sent_later_arrives_in_order(receiver: FrameReceiver, sender: FrameSender) -> None:
+    ids = [new_id() for _ in range(20)]
+    inboxes = [receiver.open(stream_id, 1 << 20) for stream_id in ids]
+    for step in range(200):
+        for stream_id in ids:
+            sender.send_later(receiver.address, stream_id, partial(bytes, [step]))
+        if step % 3 == 0:
+            await asyncio.sleep(0)
+    await until(lambda: all(inbox.started for inbox in inboxes))
+    reading = [asyncio.create_task(read_all(inbox)) for inbox in inboxes]
+    await asyncio.sleep(0.1)
+    for stream_id in ids:
+        sender.send(receiver.address, stream_id, END)
+    assert [await task for task in reading] == [bytes(range(200))] * 20
+
+
 class Loads:
     """A gateway's ear for the load of one replica."""
 
@@ -195,21 +229,6 @@ async def test_overflow_of_one_request_fails_it_alone(receiver: FrameReceiver, s
     assert taken == b"s" * 1000, "what came before the overflow is still the client's"
 
 
-async def test_a_read_makes_room_again(receiver: FrameReceiver) -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    for _ in range(5):
-        inbox.put(DATA, b"x" * LIMIT_BYTES)
-        assert await inbox.get() == b"x" * LIMIT_BYTES
-    assert not inbox.ended
-
-
-async def test_an_overflown_request_holds_no_more(receiver: FrameReceiver) -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    for _ in range(10_000):
-        inbox.put(DATA, b"x" * 100)
-    assert len(await inbox.get()) == LIMIT_BYTES
-
-
 async def test_head_comes_before_the_data_it_is_for(receiver: FrameReceiver, sender: FrameSender) -> None:
     stream_id = new_id()
     inbox = receiver.open(stream_id, LIMIT_BYTES)
@@ -217,64 +236,6 @@ async def test_head_comes_before_the_data_it_is_for(receiver: FrameReceiver, sen
     sender.send(receiver.address, stream_id, DATA, b"data")
     assert await asyncio.wait_for(inbox.get(), SECONDS) == b"data"
     assert inbox.head is not None and inbox.head.payload == b"head"
-
-
-async def test_head_alone_wakes_nobody() -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    reading = asyncio.create_task(inbox.get())
-    await asyncio.sleep(0)
-    inbox.put(HEAD, b"head")
-    await asyncio.sleep(0.01)
-    assert not reading.done()
-    inbox.put(END, b"")
-    assert await reading == b""
-
-
-async def test_error_reaches_the_reader_after_what_came_before() -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    inbox.put(DATA, b"begun")
-    inbox.put(ERROR, error_payload(Unavailable("away", retry_after_seconds=7.0)))
-    assert await inbox.get() == b"begun"
-    for _ in range(2):  # and stays
-        with pytest.raises(Unavailable, match="away") as raised:
-            await inbox.get()
-        assert raised.value.retry_after_seconds == 7.0
-
-
-@pytest.mark.parametrize("ending", [(END, b""), (ERROR, error_payload(NotFound("none")))])
-async def test_nothing_follows_the_end(ending: tuple[bytes, bytes]) -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    inbox.put(DATA, b"all")
-    inbox.put(*ending)
-    inbox.put(DATA, b"late")
-    inbox.put(END, b"")
-    inbox.put(ERROR, error_payload(InternalError("late")))
-    inbox.fail(InternalError("late"))
-    assert await inbox.get() == b"all"
-    if ending[0] == END:
-        assert await inbox.get() == b""
-    else:
-        with pytest.raises(NotFound):
-            await inbox.get()
-
-
-async def test_a_reader_that_waits_is_woken_by_an_error() -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    reading = asyncio.create_task(inbox.get())
-    await asyncio.sleep(0)
-    inbox.fail(Overloaded("full"))
-    with pytest.raises(Overloaded):
-        await asyncio.wait_for(reading, SECONDS)
-
-
-async def test_an_empty_part_does_not_end_the_answer() -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    inbox.put(DATA, b"")
-    reading = asyncio.create_task(read_all(inbox))
-    await asyncio.sleep(0)
-    inbox.put(DATA, b"after it")
-    inbox.put(END, b"")
-    assert await reading == b"after it"
 
 
 async def test_a_gateway_that_closes_is_lost_once_and_within_a_second() -> None:
@@ -357,7 +318,7 @@ async def test_what_listens_there_and_does_not_speak_gets_nothing() -> None:
         listener.close()
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n", b"lorikeet/2\n", b"lorikeet/1\nand more"])
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n", b"lorikeet/1\n", b"lorikeet/2\nand more"])
 async def test_what_says_another_hello_is_lost(said: bytes) -> None:
     lost: list[str] = []
     sender = FrameSender(lost.append)
@@ -376,7 +337,7 @@ async def test_what_says_another_hello_is_lost(said: bytes) -> None:
         listener.close()
 
 
-@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\n\r\n", b"lorikeet/2\n", struct.pack("!I", 2**31)])
+@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\n\r\n", b"lorikeet/1\n", struct.pack("!I", 2**31)])
 async def test_who_says_another_hello_is_sent_away(receiver: FrameReceiver, hello: bytes) -> None:
     stream_id = new_id()
     inbox = receiver.open(stream_id, LIMIT_BYTES)
@@ -430,12 +391,3 @@ async def test_a_flood_leaves_turns_to_other_tasks(receiver: FrameReceiver) -> N
         await sending
     assert sum(taken_in_a_turn) == 8_000_000
     assert max(taken_in_a_turn) <= 1 << 20
-
-
-@pytest.mark.parametrize("error", [NotFound("no", param="model"), Overloaded("full", retry_after_seconds=3.0), InternalError("ours")])
-def test_errors_cross_as_they_are(error: LorikeetError) -> None:
-    inbox = Inbox(LIMIT_BYTES)
-    inbox.put(ERROR, error_payload(error))
-    with pytest.raises(type(error)) as raised:
-        asyncio.run(inbox.get())
-    assert raised.value.message == error.message and raised.value.param == error.param

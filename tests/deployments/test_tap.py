@@ -20,6 +20,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from adapters_store.errors import InternalError
 from deployments.engine.sse import DONE, ChunkEncoder
 from deployments.engine.tap import StreamTap, Tap, WholeTap
+from tests.parts import KeptParts
 
 TEXT = "Parrots say 🦜 and naïve things, then they stop there."
 PROMPT_TOKENS = [1, 2, 3]
@@ -71,7 +72,11 @@ def tokenizer(embedded_model: Path) -> Any:
 
 
 def stream_tap(parts: list[bytes], *, usage: bool = True) -> StreamTap:
-    return StreamTap(ID, ChunkEncoder(ID, "m", 7, "v"), parts.append, include_usage=usage, parses=False)
+    return tap_into(KeptParts(parts), usage=usage)
+
+
+def tap_into(outlet: KeptParts, *, usage: bool = True) -> StreamTap:
+    return StreamTap(ID, ChunkEncoder(ID, "m", 7, "v"), outlet, include_usage=usage, parses=False)
 
 
 def chunks(parts: list[bytes]) -> list[dict[str, Any]]:
@@ -113,7 +118,7 @@ async def test_a_whole_answer_is_vllms(tokenizer: Any, stop: str | None) -> None
     tokens = tokenizer.encode(TEXT)
     parts: list[bytes] = []
     kept = Kept(RequestOutputKind.FINAL_ONLY)
-    tap = WholeTap(ID, (ID, "m", 7, "v"), parts.append)
+    tap = WholeTap(ID, (ID, "m", 7, "v"), KeptParts(parts))
     for collector in (kept, tap):
         Loop(tokenizer, collector, stop, kind=RequestOutputKind.FINAL_ONLY).say(tokens, 1, FinishReason.LENGTH)
 
@@ -126,6 +131,41 @@ async def test_a_whole_answer_is_vllms(tokenizer: Any, stop: str | None) -> None
     )
     assert body["usage"]["completion_tokens"] == len(output.outputs[0].token_ids)
     assert tap.done.done()
+
+
+@pytest.mark.parametrize("every", [2, 5, 1000])
+@pytest.mark.parametrize("stop", [None, "then"])
+async def test_steps_that_the_gateway_has_not_taken_become_one_event_as_vllms_would(tokenizer: Any, every: int, stop: str | None) -> None:
+    tokens = tokenizer.encode(TEXT)
+    outlet = KeptParts([], held=True)
+    tap = tap_into(outlet)
+    collector = RequestOutputCollector(RequestOutputKind.DELTA, ID)
+    merged: list[RequestOutput] = []
+    loops = [Loop(tokenizer, collector, stop), Loop(tokenizer, tap, stop)]
+    for at, token in enumerate(tokens):
+        for loop in loops:
+            loop.say([token], 1, FinishReason.LENGTH if at + 1 == len(tokens) else None)
+        if at == 0 or at % every == 0:  # the first is told at once
+            outlet.let_go()
+            merged += filter(None, [collector.get_nowait()])  # type: ignore[list-item]
+        if tap.done.done():
+            break
+    merged += filter(None, [collector.get_nowait()])  # type: ignore[list-item]
+    outlet.let_go()
+
+    *deltas, usage = chunks(outlet.parts)
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in deltas] == [output.outputs[0].text for output in merged]
+    assert deltas[-1]["choices"][0]["finish_reason"] == merged[-1].outputs[0].finish_reason
+    assert usage["usage"]["completion_tokens"] == len([token for output in merged for token in output.outputs[0].token_ids])
+
+
+async def test_text_that_cannot_be_told_later_ends_its_own_request_alone(tokenizer: Any) -> None:
+    outlet = KeptParts([], held=True)
+    tap = tap_into(outlet)
+    Loop(tokenizer, tap).say(tokenizer.encode(TEXT)[:3], 1, None)
+    tap._encoder = None  # type: ignore[assignment]
+    outlet.let_go()  # raises nothing into the flush of all
+    assert isinstance(tap.done.exception(), AttributeError)
 
 
 async def test_a_request_that_vllm_aborts_ends_as_its_own_would(tokenizer: Any) -> None:
@@ -151,10 +191,11 @@ async def test_an_answer_that_failed_is_an_error_and_the_loop_goes_on(tokenizer:
 
 
 async def test_a_client_that_cannot_be_told_ends_its_own_request_alone(tokenizer: Any) -> None:
-    def emit(part: bytes) -> None:
-        raise RuntimeError("no way to the gateway")
+    class Away(KeptParts):
+        def emit(self, part: bytes) -> None:
+            raise RuntimeError("no way to the gateway")
 
-    tap = StreamTap(ID, ChunkEncoder(ID, "m", 7, "v"), emit, include_usage=False, parses=False)
+    tap = tap_into(Away([]))
     Loop(tokenizer, tap).say([5], 1, None)  # raises nothing into the loop
     assert isinstance(tap.done.exception(), RuntimeError)
 

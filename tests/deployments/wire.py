@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from deployments.sockets import HELLO
+from deployments.sockets import HELLO, TAKEN
 
 SECONDS = 10.0
 
@@ -57,6 +57,10 @@ class RawPull:
             reader = await self.connected()
             (length,) = struct.unpack("!I", await reader.readexactly(4))
             return await reader.readexactly(length)
+
+    def take(self, messages: int) -> None:
+        """Say that so many messages were taken."""
+        self._writer.write(TAKEN * messages)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

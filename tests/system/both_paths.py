@@ -14,7 +14,8 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from adapters_store.errors import LorikeetError
 from configs.settings import LoraSettings, ModelSettings
 from deployments.engine.environment import cpu_environment, engine_environment
 from deployments.messages import ChatCall
+from tests.parts import KeptParts
 
 AT_ONCE = 6
 ASKED_NAME = "ask/"  # adapters are asked for by a name that is not their version's, so that an echo of the wrong one shows
@@ -72,24 +74,26 @@ async def _ask_every_way(engine: Any, case: Mapping[str, Any], adapter_path: str
     adapter = ADAPTER if case["adapter"] else None
     lora = LoRARequest(lora_name=ADAPTER.exact_name, lora_int_id=1, lora_path=adapter_path) if adapter else None
 
-    async def ask(path: Any, fields: Mapping[str, Any]) -> Answers:
+    async def ask(chat: Any, to: Callable[[KeptParts], Any], fields: Mapping[str, Any]) -> Answers:
         body = json.dumps(fields).encode()
         model = f"{ASKED_NAME}{'adapter' if adapter else 'base'}"
         call = ChatCall(uuid.uuid4().hex, b"0" * 16, "", model, adapter, body, bool(fields.get("stream")))
-        parts: list[bytes] = []
+        kept = KeptParts()
         try:
-            await asyncio.wait_for(path.chat(call, ChatCompletionRequest.model_validate_json(body), lora, parts.append), 120)
+            await asyncio.wait_for(chat(call, ChatCompletionRequest.model_validate_json(body), lora, to(kept)), 120)
         except Exception as failure:
             error = failure if isinstance(failure, LorikeetError) else from_exception(failure, call.request_id)
-            return {"id": call.request_id, "error": [type(error).__name__, error.message, error.param], "text": _text(parts)}
-        return {"id": call.request_id, "text": _text(parts)}
+            return {"id": call.request_id, "error": [type(error).__name__, error.message, error.param], "text": _text(kept.parts)}
+        return {"id": call.request_id, "text": _text(kept.parts)}
 
     streamed = {**case["body"], "stream": True}
     plain = is_plain(ChatCompletionRequest.model_validate(streamed))
     unstreamed = {name: value for name, value in case["body"].items() if name not in ("stream", "stream_options")}
-    asked = {"full": ask(engine._full, streamed), "full_whole": ask(engine._full, unstreamed)}
+    full = partial(ask, engine._full.chat, lambda kept: kept.emit)
+    asked = {"full": full(streamed), "full_whole": full(unstreamed)}
     if plain:
-        asked |= {"short": ask(engine._plain, streamed), "short_whole": ask(engine._plain, unstreamed)}
+        short = partial(ask, engine._plain.chat, lambda kept: kept)
+        asked |= {"short": short(streamed), "short_whole": short(unstreamed)}
     return {"is_plain": plain, **dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))}
 
 

@@ -28,6 +28,7 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
+from vllm.renderers import BaseRenderer
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -81,7 +82,10 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], list[str], list[str]]] = {
     "plain.py: ChatCompletionRequest.to_sampling_params": (
         ChatCompletionRequest.to_sampling_params, ["self", "max_tokens", "default_sampling_params"], []
     ),
-    "plain.py: OnlineRenderer.render_chat": (OnlineRenderer.render_chat, ["self", "request"], []),
+    "rendering.py: OnlineRenderer.render_chat": (OnlineRenderer.render_chat, ["self", "request"], []),
+    "rendering.py: BaseRenderer.render_chat": (
+        BaseRenderer.render_chat, ["self", "conversations", "chat_params", "tok_params"], ["prompt_extras", "skip_mm_cache"]
+    ),
     "full.py: OnlineRenderer": (
         OnlineRenderer, ["model_config", "renderer"],
         ["chat_template", "chat_template_content_format", "trust_request_chat_template", "exclude_tools_when_tool_choice_none",
@@ -133,6 +137,14 @@ def test_the_engine_tells_its_state_by_these_names() -> None:
     source = inspect.getsource(AsyncLLM.__init__)
     for name in ("model_config", "input_processor", "renderer"):
         assert f"self.{name} = " in source, name
+
+
+def test_a_chat_is_rendered_by_the_one_call_that_short_ones_have_made_in_the_loop() -> None:
+    """rendering.py has `render_chat_async` do what `render_chat` does: the two take the same, and nothing else is awaited."""
+    both = [inspect.signature(way).parameters for way in (BaseRenderer.render_chat, BaseRenderer.render_chat_async)]
+    assert [*both[0].items()] == [*both[1].items()]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(OnlineRenderer.preprocess_chat)))
+    assert [ast.unparse(node.value.func) for node in ast.walk(tree) if isinstance(node, ast.Await)] == ["renderer.render_chat_async"]  # type: ignore[attr-defined]
 
 
 def test_add_request_goes_the_way_the_short_path_copies() -> None:
