@@ -3,10 +3,12 @@
 Each gateway binds one port (`FrameReceiver`); each replica keeps one connection per gateway (`FrameSender`). All frames
 that one engine step produced for one gateway leave as ONE message, so the cost is per step and not per token, and nothing waits for a
 timer: a flush is scheduled behind the tasks that are ready now. A message is a run of `stream id (16) | length (4) | kind (1) | payload`.
-The gateway says of each when it has taken it; text that can wait for that is not made into a frame before (`send_later`).
+The gateway says of each when it has taken it; text that can wait until the last text was taken is not made into a frame before
+(`send_later`).
 
-Stream ids are random, so a frame for a request that is gone is dropped. Both sides are bounded: a gateway that does not read loses
-its requests (`FrameSender` gives it up), a client that does not read loses its own (`Inbox` overflows).
+Stream ids are random, so a frame for a request that is gone is dropped. Both sides are bounded: a gateway that does not read gets no
+more text, and loses its requests over whatever else is too much (`FrameSender` gives it up); a client that does not read loses its own
+(`Inbox` overflows).
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class FrameSender:
         line.append(stream_id, kind, payload)
 
     def send_later(self, gateway: str, stream_id: bytes, make: Callable[[], bytes]) -> None:
-        """Queue a DATA frame of what `make` gives when the gateway has taken what was queued so before; none where that is empty."""
+        """Queue a DATA frame of what `make` gives when the gateway has taken the last that was queued so; none where that is empty."""
         line = self._lines.get(gateway) or self._open(gateway)
         line.carries = True
         line.append_later(stream_id, make)
@@ -165,7 +167,7 @@ class _Line:
             if payload:
                 self._parts.append(_HEADER.pack(stream_id, len(payload), DATA))
                 self._parts.append(payload)
-        self._awaited = self._sent + 1
+                self._awaited = self._sent + 1
 
     def close(self, linger_milliseconds: int = 0) -> None:
         self._push.close(linger_milliseconds)

@@ -63,11 +63,11 @@ class PartWriter:
         self._late: asyncio.Task[None] | None = None  # sends what `now` took and the connection had no room for yet
 
     def now(self, part: bytes) -> bool:
-        """Take `part` without waiting; False if it has to be left to `write`. Called while nobody waits in `write`; raises nothing."""
+        """Take `part` without waiting; False if it has to be left to `write`. Called while nobody waits in `write`; raises no Exception."""
         if self._late is not None:
             return False
-        sending = self._send({"type": "http.response.body", "body": part, "more_body": True}).__await__()
         try:
+            sending = self._send({"type": "http.response.body", "body": part, "more_body": True}).__await__()
             waits_for = next(sending)
         except StopIteration:
             return True
@@ -87,8 +87,8 @@ class PartWriter:
 
     def close(self) -> None:
         """Nobody reads any more."""
-        if self._late is not None:
-            self._late.cancel()
+        if self._late is not None and not self._late.cancel() and not self._late.cancelled():
+            self._late.exception()  # seen: the response has ended, and why is told elsewhere
 
     async def _catch_up(self) -> None:
         if self._late is not None:
@@ -108,5 +108,12 @@ class _Begun:
         self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        yield self._waits_for
+        try:
+            yield self._waits_for
+        except BaseException as error:
+            try:
+                waits_for = self._sending.throw(error)
+            except StopIteration:
+                return
+            yield waits_for
         yield from self._sending

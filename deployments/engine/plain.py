@@ -2,7 +2,7 @@
 
 Prompt and sampling parameters are made by vLLM's own code, as on the full path. What is saved is all that the full path does per token
 and per answer: instead of a task per request that wakes for every token and builds pydantic objects, a tap sits in the engine's output
-loop (`tap.py`), encodes each output there and then (`sse.py`, `whole.py`), and hands it on. What asks for more takes the full path.
+loop (`tap.py`), encodes what comes (`sse.py`, `whole.py`), and hands it on. What asks for more takes the full path.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from deployments.engine.rendering import TextRenderer
 from deployments.engine.sse import ChunkEncoder
@@ -76,7 +77,9 @@ class PlainChat:
         tap = await self._submit(call.request_id, prompt, params, lora, lambda rid: self._tap(rid, call, request, outlet))
         try:
             await tap.done
-        except asyncio.CancelledError:
+        except EngineDeadError:
+            raise
+        except BaseException:  # cancelled, or it could not be told: its adapter is let go of, so it must not run on
             await self._engine.abort(tap.request_id, internal=True)
             raise
 

@@ -6,6 +6,7 @@ short one the two hops take longer than the work: of 0.8 ms for a chat of 100 ch
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,12 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.inputs.engine import EngineInput
 from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
 
 from deployments.engine import errors
 
-SHORT_BYTES = 2048  # a request's body; rendering it takes less than 2 ms
+SHORT_BYTES = 2048  # a request's body; rendering it takes a millisecond or two
+TURN = 4  # requests rendered in one turn of the loop: those that come together beyond it go to the threads
 
 
 class TextRenderer:
@@ -28,15 +31,28 @@ class TextRenderer:
         self._in_threads = renderer
         self._in_loop = copy.copy(renderer)
         self._in_loop.renderer = _InLoop(renderer.renderer)  # type: ignore[assignment]  # for all that is asked of it, it is one
+        # vLLM's threads and the loop may use one tokenizer at the same time where it is one of vLLM's pools of copies, and only there.
+        self._may_share = isinstance(renderer.renderer.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._this_turn = 0
 
     async def render(self, request: ChatCompletionRequest, size_bytes: int) -> EngineInput:
         """The prompt of a request that was so long. Raises Lorikeet's and vLLM's errors."""
         # An adapter's own template is its owner's code: how long it takes is not to be known from here.
         short = size_bytes <= SHORT_BYTES and request.chat_template is None
-        rendered = await (self._in_loop if short else self._in_threads).render_chat(request)
+        renderer = self._in_loop if short and self._may_share and self._has_turn() else self._in_threads
+        rendered = await renderer.render_chat(request)
         if isinstance(rendered, ErrorResponse):
             raise errors.from_response(rendered)
         return rendered[1][0]
+
+    def _has_turn(self) -> bool:
+        if not self._this_turn:
+            asyncio.get_running_loop().call_soon(self._end_turn)  # behind the tasks that are ready now
+        self._this_turn += 1
+        return self._this_turn <= TURN
+
+    def _end_turn(self) -> None:
+        self._this_turn = 0
 
 
 class _InLoop:

@@ -7,6 +7,7 @@ stands in both places: it is asked for the objects and takes only the text, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class Outlet(Protocol):
         """Hand `part` on now."""
 
     def emit_later(self, make: Callable[[], bytes]) -> None:
-        """Hand on what `make` gives, once, as soon as what went before has been taken; nothing of it where that is empty."""
+        """Hand on what `make` gives, once, as soon as the last that was handed on so has been taken; nothing where that is empty."""
 
 
 _FAILED = "the model failed to answer this request"
@@ -54,8 +55,7 @@ class Tap(RequestOutputCollector):
 
     def put(self, output: RequestOutput | PoolingRequestOutput[Any] | Exception) -> None:
         """What ends every request at once: the engine has died."""
-        if not self.done.done():
-            self.done.set_exception(output if isinstance(output, Exception) else InternalError(_FAILED))
+        self._fail(output if isinstance(output, Exception) else InternalError(_FAILED))
 
     def _take(
         self,
@@ -79,10 +79,20 @@ class Tap(RequestOutputCollector):
             if finish_reason is not None:
                 self.done.set_result(None)
         except Exception as error:
-            self.done.set_exception(error)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self.done.done():
+            return
+        with contextlib.suppress(Exception):  # what went wrong first is what is told
+            self._tell_rest()
+        self.done.set_exception(error)
 
     def _encode(self, finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
         raise NotImplementedError
+
+    def _tell_rest(self) -> None:
+        """Before an error: tell what has come and was not told yet."""
 
 
 class StreamTap(Tap):
@@ -120,14 +130,18 @@ class StreamTap(Tap):
 
     def _rest(self) -> bytes:
         """The text that has come and was not told yet, as one event."""
-        self._owes = False
-        if self.done.done():  # and so told
+        if self.done.done():  # the end, or what came before an error, has told it
             return b""
+        self._owes = False
         try:
             return self._encoder.delta(self._detokenizer.get_next_output_text(False, True))
         except Exception as error:  # its own: others wait for the same flush
-            self.done.set_exception(error)
+            self._fail(error)
             return b""
+
+    def _tell_rest(self) -> None:
+        if self._owes:
+            self._outlet.emit(self._rest())
 
     def _last(self, text: str, finish_reason: FinishReason, stop_reason: int | str | None) -> bytes:
         delta = None if self._parses and not text else text  # of an empty delta, vLLM's parsers leave nothing

@@ -146,6 +146,40 @@ async def test_cancelling_lets_go_of_what_waits_for_room() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_cancelling_lets_go_of_what_is_waited_for_to_be_written() -> None:
+    connection = Connection()
+    running = Running(connection)
+    await asyncio.sleep(0.01)
+    connection.room.clear()
+    running.put(b"held", b"behind it")
+    await asyncio.sleep(0.01)  # both tasks wait now, one for the other
+    running.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running.task
+    await asyncio.sleep(0.01)
+    assert connection.body == [b"first "] and running.closed
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_send_is_told_that_its_task_was_cancelled() -> None:
+    """As if it had been awaited from its beginning."""
+    cleaned: list[str] = []
+
+    async def send(message: Message) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cleaned.append("cancelled")
+            raise
+
+    writer = PartWriter(send)
+    assert writer.now(b"part")
+    await asyncio.sleep(0)
+    writer.close()
+    await asyncio.sleep(0.01)
+    assert cleaned == ["cancelled"]
+
+
 async def test_a_connection_that_fails_is_met_by_who_awaits_it() -> None:
     class Failed(RuntimeError):
         pass

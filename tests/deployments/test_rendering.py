@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vllm.renderers import renderer_from_config
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from adapters_store.errors import InvalidRequest
-from deployments.engine.rendering import SHORT_BYTES, TextRenderer
+from deployments.engine.rendering import SHORT_BYTES, TURN, TextRenderer
 
 CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hello"}],
@@ -55,19 +56,42 @@ async def test_only_what_is_short_keeps_the_loop(
     online: OnlineRenderer, monkeypatch: pytest.MonkeyPatch, size_bytes: int, own_template: bool, in_loop: bool
 ) -> None:
     """An adapter's own template may take any time."""
-    threads: list[int] = []
-    tokenizer = online.renderer.get_tokenizer()
-    encode = type(tokenizer).__call__
-
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        threads.append(threading.get_ident())
-        return encode(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(tokenizer), "__call__", called)
+    threads = watched(online, monkeypatch)
     request = asked(CHATS[0], **({"chat_template": "{{ messages[0].content }}"} if own_template else {}))
     await TextRenderer(online).render(request, size_bytes)
-    assert threads
+    assert len(threads) == 2, "template and tokenizer"
     assert all((thread == threading.get_ident()) == in_loop for thread in threads)
+
+
+async def test_of_those_that_come_together_a_few_keep_the_loop(online: OnlineRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, renderer = watched(online, monkeypatch), TextRenderer(online)
+    for _ in range(2):
+        threads.clear()
+        await asyncio.gather(*(renderer.render(asked(CHATS[0]), 10) for _ in range(3 * TURN)))
+        assert threads.count(threading.get_ident()) == 2 * TURN
+        assert len(threads) == 2 * 3 * TURN
+
+
+async def test_a_tokenizer_that_is_no_pool_is_left_to_the_threads(online: OnlineRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.engine.rendering.ThreadSafeHFTokenizerMixin", type("AnotherMixin", (), {}))
+    threads = watched(online, monkeypatch)
+    await TextRenderer(online).render(asked(CHATS[0]), 10)
+    assert threads and threading.get_ident() not in threads
+
+
+def watched(online: OnlineRenderer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads that template and tokenizer are called in from now on."""
+    threads: list[int] = []
+    pool = type(online.renderer.get_tokenizer())
+    for name in ("__call__", "apply_chat_template"):
+        call = getattr(pool, name)
+
+        def called(self: Any, *args: Any, call: Any = call, **kwargs: Any) -> Any:
+            threads.append(threading.get_ident())
+            return call(self, *args, **kwargs)
+
+        monkeypatch.setattr(pool, name, called)
+    return threads
 
 
 async def test_what_vllm_refuses_is_refused(online: OnlineRenderer) -> None:

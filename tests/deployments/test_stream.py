@@ -175,12 +175,25 @@ async def test_what_is_sent_later_arrives_in_order(receiver: FrameReceiver, send
             sender.send_later(receiver.address, stream_id, partial(bytes, [step]))
         if step % 3 == 0:
             await asyncio.sleep(0)
-    await until(lambda: all(inbox.started for inbox in inboxes))
-    reading = [asyncio.create_task(read_all(inbox)) for inbox in inboxes]
-    await asyncio.sleep(0.1)
-    for stream_id in ids:
-        sender.send(receiver.address, stream_id, END)
-    assert [await task for task in reading] == [bytes(range(200))] * 20
+    for inbox in inboxes:
+        async with asyncio.timeout(SECONDS):
+            told = b""
+            while len(told) < 200:
+                told += await inbox.get()
+        assert told == bytes(range(200))
+
+
+async def test_nothing_waits_for_a_message_that_was_empty(sender: FrameSender) -> None:
+    """All that was to be sent later turned out to be told already: there is no message then, and nobody takes it."""
+    one = new_id()
+    async with RawPull() as gateway:
+        sender.send(gateway.address, one, DATA, b"connect")
+        await gateway.message()
+        sender.send_later(gateway.address, one, lambda: b"")
+        with pytest.raises(TimeoutError):
+            await gateway.message(0.1)
+        sender.send_later(gateway.address, one, lambda: b"next")
+        assert await gateway.message() == frame(one, DATA, b"next")
 
 
 class Loads:

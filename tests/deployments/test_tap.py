@@ -159,6 +159,20 @@ async def test_steps_that_the_gateway_has_not_taken_become_one_event_as_vllms_wo
     assert usage["usage"]["completion_tokens"] == len([token for output in merged for token in output.outputs[0].token_ids])
 
 
+async def test_what_has_come_is_told_before_an_error(tokenizer: Any) -> None:
+    outlet = KeptParts(held=True)
+    tap = tap_into(outlet)
+    loop = Loop(tokenizer, tap)
+    loop.say(tokenizer.encode(TEXT)[:9], 1, None)
+    assert len(outlet.parts) == 1
+    loop.processor.propagate_error(EngineDeadError())
+    assert isinstance(tap.done.exception(), EngineDeadError)
+    outlet.let_go()
+    told = [json.loads(event.removeprefix(b"data: ")) for event in b"".join(outlet.parts).split(b"\n\n") if event]
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in told) == tokenizer.decode(tokenizer.encode(TEXT)[:9])
+    assert len(outlet.parts) == 2, "once"
+
+
 async def test_text_that_cannot_be_told_later_ends_its_own_request_alone(tokenizer: Any) -> None:
     outlet = KeptParts([], held=True)
     tap = tap_into(outlet)

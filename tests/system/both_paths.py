@@ -27,6 +27,7 @@ from deployments.messages import ChatCall
 from tests.parts import KeptParts
 
 AT_ONCE = 6
+LAG_SECONDS = 0.02  # several steps of a model this small
 ASKED_NAME = "ask/"  # adapters are asked for by a name that is not their version's, so that an echo of the wrong one shows
 ADAPTER = Adapter("short", "path", "5" * 64, "tiny", 8, (), 0.0, "test")
 
@@ -78,7 +79,7 @@ async def _ask_every_way(engine: Any, case: Mapping[str, Any], adapter_path: str
         body = json.dumps(fields).encode()
         model = f"{ASKED_NAME}{'adapter' if adapter else 'base'}"
         call = ChatCall(uuid.uuid4().hex, b"0" * 16, "", model, adapter, body, bool(fields.get("stream")))
-        kept = KeptParts()
+        kept = LaggingParts()
         try:
             await asyncio.wait_for(chat(call, ChatCompletionRequest.model_validate_json(body), lora, to(kept)), 120)
         except Exception as failure:
@@ -95,6 +96,14 @@ async def _ask_every_way(engine: Any, case: Mapping[str, Any], adapter_path: str
         short = partial(ask, engine._plain.chat, lambda kept: kept)
         asked |= {"short": short(streamed), "short_whole": short(unstreamed)}
     return {"is_plain": plain, **dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))}
+
+
+class LaggingParts(KeptParts):
+    """Takes what is to come later a moment late, as a gateway that lags, so that the short path joins what came meanwhile."""
+
+    def emit_later(self, make: Callable[[], bytes]) -> None:
+        self.later.append(make)
+        asyncio.get_running_loop().call_later(LAG_SECONDS, self.let_go)
 
 
 def _text(parts: list[bytes]) -> str:
