@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_random_adapter, make_tiny_llama, reference_answers
+from tests.tiny import make_random_adapter, make_tiny_llama, reference_answers, references
 
 CHATS = [[{"role": "user", "content": content}] for content in ("What is the capital of France?", "Why is the sky blue?")]
 
@@ -33,6 +33,16 @@ def test_every_random_adapter_answers_differently(tiny: Path, tmp_path: Path) ->
     for chat in range(len(CHATS)):
         assert len({tuple(found[chat]) for found in answers}) == len(answers)
     assert all(len(tokens) == 32 for found in answers for tokens in found)
+
+
+def test_a_guess_changes_nothing_of_a_reference(tiny: Path, tmp_path: Path) -> None:
+    make_random_adapter(tmp_path, tiny, seed=3)
+    folders = [None, tmp_path]
+    plain = references(tiny, folders, CHATS, 16)
+    wrong = [[[*ids[:7], ids[7] + 1, *ids[8:]] for ids in found] for found in plain]
+    others = [plain[1], plain[0]]
+    for guesses in (plain, wrong, others, [[[], ids[:5]] for ids, _ in plain]):
+        assert references(tiny, folders, CHATS, 16, guesses=guesses) == plain
 
 
 def test_same_seed_makes_the_same_adapter(tiny: Path, tmp_path: Path) -> None:

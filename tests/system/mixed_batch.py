@@ -23,6 +23,7 @@ from configs.settings import LoraSettings, ModelSettings
 from deployments.engine.adapters import UsedAdapter
 from deployments.engine.environment import cpu_environment, engine_environment
 from deployments.messages import ChatCall
+from tests.parts import KeptParts
 
 BASE = "base"
 TIMEOUT_SECONDS = 240.0
@@ -72,9 +73,9 @@ async def _ask(engine: Any, used: UsedAdapter | None, chat: list[dict[str, str]]
         name, _, version = rest.partition("@")
         adapter = Adapter(owner, name, version, "tiny", 8, (), 0.0, "test")
     call = ChatCall(uuid.uuid4().hex, b"0" * 16, "", "asked", adapter, json.dumps(body).encode(), False)
-    parts: list[bytes] = []
-    await engine.chat(call, used, parts.append)
-    answer = json.loads(b"".join(parts))
+    kept = KeptParts()
+    await engine.chat(call, used, kept)
+    answer = json.loads(b"".join(kept.parts))
     details = answer["usage"]["prompt_tokens_details"] or {}
     return answer["choices"][0]["token_ids"], details.get("cached_tokens") or 0
 
