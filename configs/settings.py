@@ -56,7 +56,9 @@ class CacheSettings(_Node):
     """A node's disk cache of adapters."""
 
     max_bytes: PositiveInt = Field(default=20 * GIB, description="adapters that nobody uses are evicted beyond this, oldest first")
-    pulls_at_once: PositiveInt = Field(default=16, le=256, description="downloads in flight per replica")
+    pulls_at_once: PositiveInt = Field(
+        default=4, le=256, description="adapters downloaded at once by a replica; more of them slow the streams that run there"
+    )
     pull_timeout_seconds: PositiveFloat = Field(default=300.0, description="a request waits no longer for its adapter's download")
 
 
