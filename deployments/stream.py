@@ -125,14 +125,22 @@ class _Line:
         return self._push.reached
 
     def append(self, stream_id: bytes, kind: bytes, payload: bytes) -> None:
-        self._parts.append(_HEADER.pack(stream_id, len(payload), kind))
-        self._parts.append(payload)
+        self._add(stream_id, kind, payload)
         self._schedule()
 
     def append_later(self, stream_id: bytes, make: Callable[[], bytes]) -> None:
         self._later.append((stream_id, make))
-        if self._taken >= self._awaited:
+        if self._keeps_up:
             self._schedule()
+
+    @property
+    def _keeps_up(self) -> bool:
+        """Whether the gateway has taken all that held anything of `_later`."""
+        return self._taken >= self._awaited
+
+    def _add(self, stream_id: bytes, kind: bytes, payload: bytes) -> None:
+        self._parts.append(_HEADER.pack(stream_id, len(payload), kind))
+        self._parts.append(payload)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -142,14 +150,14 @@ class _Line:
 
     def _took(self, messages: int) -> None:
         self._taken += messages
-        if self._later and self._taken >= self._awaited:
+        if self._later and self._keeps_up:
             self._flush()
 
     def _flush(self) -> None:
         self._scheduled = False
         if self._push.closed:
             return
-        if self._later and self._taken >= self._awaited:
+        if self._later and self._keeps_up:
             self._make()
         if not self._parts:
             return
@@ -165,8 +173,7 @@ class _Line:
         for stream_id, make in later:
             payload = make()
             if payload:
-                self._parts.append(_HEADER.pack(stream_id, len(payload), DATA))
-                self._parts.append(payload)
+                self._add(stream_id, DATA, payload)
                 self._awaited = self._sent + 1
 
     def close(self, linger_milliseconds: int = 0) -> None:

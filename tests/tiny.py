@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
-from itertools import repeat, takewhile
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def references(
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
     base.generation_config.eos_token_id = None
     found = []
-    for folder, guessed in zip(adapter_folders, guesses or repeat(repeat(())), strict=guesses is not None):
+    for folder, guessed in zip(adapter_folders, guesses or [[()] * len(prompts)] * len(adapter_folders), strict=True):
         if folder is None:
             found.append(_greedy(base, tokenizer, prompts, tokens, guessed))
             continue
@@ -129,11 +129,11 @@ def references(
     return found
 
 
-def _greedy(model: Any, tokenizer: Any, prompts: Sequence[Chat], tokens: int, guesses: Iterable[Sequence[int]]) -> list[list[int]]:
+def _greedy(model: Any, tokenizer: Any, prompts: Sequence[Chat], tokens: int, guesses: Sequence[Sequence[int]]) -> list[list[int]]:
     import torch
 
     answers: list[list[int]] = []
-    for chat, guess in zip(prompts, guesses, strict=False):
+    for chat, guess in zip(prompts, guesses, strict=True):
         # One at a time: padding a batch would change the sums, and with them now and then a token.
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
         with torch.inference_mode():
@@ -146,7 +146,6 @@ def _greedy(model: Any, tokenizer: Any, prompts: Sequence[Chat], tokens: int, gu
                 known += output[0, begun.shape[1] :].tolist()
         answers.append(known)
         assert len(known) == tokens, f"{len(known)} of {tokens} tokens came: something still stops at the end token"
-    assert len(answers) == len(prompts)
     return answers
 
 

@@ -73,7 +73,7 @@ class PartWriter:
             return True
         except Exception:  # `write` meets it too, and it is for whoever awaits that
             return False
-        self._late = asyncio.ensure_future(_rest(sending, waits_for))
+        self._late = asyncio.ensure_future(_Begun(sending, waits_for))
         return True
 
     async def write(self, part: bytes) -> None:
@@ -94,10 +94,6 @@ class PartWriter:
         if self._late is not None:
             await self._late
             self._late = None
-
-
-async def _rest(sending: Generator[Any, Any, Any], waits_for: Any) -> None:
-    await _Begun(sending, waits_for)
 
 
 class _Begun:

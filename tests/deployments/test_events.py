@@ -59,10 +59,16 @@ class Running:
             self.inbox.put(DATA, part)
 
 
-async def test_a_part_is_written_in_the_turn_that_it_comes() -> None:
+async def begun() -> tuple[Connection, Running]:
+    """An answer whose first part is written, and whose task waits for more."""
     connection = Connection()
     running = Running(connection)
     await asyncio.sleep(0.01)
+    return connection, running
+
+
+async def test_a_part_is_written_in_the_turn_that_it_comes() -> None:
+    connection, running = await begun()
     running.put(b"second ", b"third ")
     assert connection.body == [b"first ", b"second ", b"third "], "without a turn of the request's own task"
     running.inbox.put(END, b"")
@@ -71,9 +77,7 @@ async def test_a_part_is_written_in_the_turn_that_it_comes() -> None:
 
 
 async def test_parts_keep_their_order_while_the_connection_has_no_room() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
+    connection, running = await begun()
     for _ in range(3):
         running.put(b"1")
         connection.room.clear()
@@ -91,9 +95,7 @@ async def test_parts_keep_their_order_while_the_connection_has_no_room() -> None
 
 
 async def test_the_last_part_is_written_when_there_is_room_though_none_follows() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
+    connection, running = await begun()
     connection.room.clear()
     running.put(b"last so far")
     await asyncio.sleep(0.01)
@@ -106,9 +108,7 @@ async def test_the_last_part_is_written_when_there_is_room_though_none_follows()
 
 
 async def test_a_client_that_does_not_read_overflows_its_own_inbox() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
+    connection, running = await begun()
     connection.room.clear()
     for _ in range(20):
         running.put(b"x" * 100)
@@ -121,21 +121,14 @@ async def test_a_client_that_does_not_read_overflows_its_own_inbox() -> None:
 
 
 async def test_an_error_follows_what_was_written() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
+    connection, running = await begun()
     running.put(b"second")
     running.inbox.fail(Unavailable("away"))
     await asyncio.wait_for(running.task, SECONDS)
     assert connection.body[:2] == [b"first ", b"second"] and b"away" in connection.body[2]
 
 
-async def test_cancelling_lets_go_of_what_waits_for_room() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
-    connection.room.clear()
-    running.put(b"held")
+async def assert_cancelling_leaves_nothing(connection: Connection, running: Running) -> None:
     running.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running.task
@@ -146,19 +139,19 @@ async def test_cancelling_lets_go_of_what_waits_for_room() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_cancelling_lets_go_of_what_waits_for_room() -> None:
+    connection, running = await begun()
+    connection.room.clear()
+    running.put(b"held")
+    await assert_cancelling_leaves_nothing(connection, running)
+
+
 async def test_cancelling_lets_go_of_what_is_waited_for_to_be_written() -> None:
-    connection = Connection()
-    running = Running(connection)
-    await asyncio.sleep(0.01)
+    connection, running = await begun()
     connection.room.clear()
     running.put(b"held", b"behind it")
     await asyncio.sleep(0.01)  # both tasks wait now, one for the other
-    running.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running.task
-    await asyncio.sleep(0.01)
-    assert connection.body == [b"first "] and running.closed
-    assert len(asyncio.all_tasks()) == 1
+    await assert_cancelling_leaves_nothing(connection, running)
 
 
 async def test_a_send_is_told_that_its_task_was_cancelled() -> None:
