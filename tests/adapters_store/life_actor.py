@@ -76,6 +76,14 @@ class LifeActor:
             lambda name, alias, version: self.collect(unfinished_seconds=60.0): 1,
         }
 
+    def begin(self) -> None:
+        """Leave each adapter with a version that production serves and a canary beside it, so that no life is without one."""
+        for name in NAMES:
+            served, tried = self._random.sample(range(CONTENTS), 2)
+            for number, alias in ((served, ALIASES[0]), (tried, None)):
+                found = self._registry.publish(self._folders / str(number), OWNER, name, Fit("base", 4), created_by=self._by, alias=alias)
+            self._registry.canaries.start(OWNER, name, ALIASES[0], found.adapter.version, weight=50, guard=Guard(), by=self._by)
+
     def step(self) -> None:
         [deed] = self._random.choices(list(self._deeds), list(self._deeds.values()))
         name, alias, version = (self._random.choice(things) for things in (NAMES, ALIASES, self._versions))

@@ -83,6 +83,7 @@ class Life:
 
     async def run(self) -> None:
         pool = ThreadPoolExecutor(WRITERS + 4 * GATEWAYS)
+        LifeActor(self.store, self._folder / "contents", self.versions, self._seed).begin()
         gateways = [Resolver(Registry(JournaledStore(self._store, self.journal)), pool, LIMITS) for _ in range(GATEWAYS)]
         async with self._doomed_processes(), asyncio.TaskGroup() as group:
             for number in range(WRITERS):
