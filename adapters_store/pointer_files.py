@@ -24,18 +24,22 @@ class PointerFiles:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._known: Recent[tuple[str, str, str], Pointers] = Recent(POINTERS_KEPT)
+        self._known: Recent[tuple[str, str], tuple[str, Pointers]] = Recent(POINTERS_KEPT)  # the content read last, with its etag
+
+    def knows(self, owner: str, name: str) -> bool:
+        """Whether this was read before, be it that nothing was there."""
+        return self._known.get((owner, name)) is not None
 
     def read(self, owner: str, name: str, *, etag: str | None = None) -> tuple[Pointers, str]:
         """The pointers and their etag now. `etag` is what a listing just said it is: then content known by it needs no read."""
-        if etag is not None and (known := self._known.get((owner, name, etag))) is not None:
-            return known, etag
+        if etag is not None and (known := self._known.get((owner, name))) is not None and known[0] == etag:
+            return known[1], etag
         try:
             data, etag = self._store.get(aliases_key(owner, name))
+            pointers = read_pointers(data, owner, name)
         except NotFound:
-            return Pointers(), NO_ETAG
-        pointers = read_pointers(data, owner, name)
-        self._known.put((owner, name, etag), pointers)
+            pointers, etag = Pointers(), NO_ETAG
+        self._known.put((owner, name), (etag, pointers))
         return pointers, etag
 
     def update(self, owner: str, name: str, change: Callable[[Pointers], Pointers], *, if_match: str | None = None) -> tuple[Pointers, str]:
