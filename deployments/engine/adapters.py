@@ -80,6 +80,7 @@ class EngineAdapters:
         self._loading: dict[str, asyncio.Task[LoadedAdapter]] = {}
         self._waiting: dict[str, int] = {}
         self._entering = 0  # adapters that the engine is reading
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def use(self, adapter: Adapter) -> AsyncIterator[UsedAdapter]:
@@ -102,8 +103,7 @@ class EngineAdapters:
             yield UsedAdapter(loaded.name, loaded.number, loaded.path, cold, time.monotonic() - started, loaded.own)
         finally:
             loaded.users -= 1
-            if len(self._loaded) > self._room:
-                await asyncio.shield(self._trim())
+            self._make_room()
 
     def holds(self, name: str) -> bool:
         """Whether the engine holds, or is just loading, the adapter of this exact name."""
@@ -144,7 +144,7 @@ class EngineAdapters:
         number = self._next_number
         self._next_number += 1
         self._entering += 1
-        room = asyncio.create_task(self._trim())  # the engine gives back between steps, so before it enters what it reads now
+        self._make_room()  # the engine is told to before it is told to enter what it reads now, and does one after the other
         try:
             own = await asyncio.to_thread(read_own, pin.path)
             await self._engine.load_adapter(adapter.exact_name, number, str(pin.path))
@@ -156,24 +156,26 @@ class EngineAdapters:
         seconds = time.monotonic() - started
         loaded = self._loaded[key] = LoadedAdapter(adapter.exact_name, number, str(pin.path), pin, pin.found, own)
         logger.info("adapter_loaded", extra={"adapter": adapter.exact_name, "found": pin.found, "seconds": round(seconds, 3)})
-        await room
-        await self._trim()  # where all were in use
         return loaded
 
-    async def _trim(self) -> None:
-        """Give back what nobody uses until there is room in the engine's CPU cache for what is being read."""
+    def _make_room(self) -> None:
+        """Give back what nobody uses until there is room in the engine's CPU cache for what is being read. Nobody waits for it."""
         while len(self._loaded) + self._entering > self._room:
             idle = self._next_to_go()
             if idle is None:
                 return  # all in use: vLLM swaps among them, from the pinned files
-            gone = self._loaded.pop(idle)
-            try:
-                await self._engine.unload_adapter(gone.name, gone.number)
-            except Exception:  # the request that made room is not at fault; an engine that died says so elsewhere
-                logger.warning("adapter_unload_failed", extra={"adapter": gone.name}, exc_info=True)
-            finally:
-                self._cache.unpin(gone.pin)
-            logger.info("adapter_unloaded", extra={"adapter": gone.name})
+            leaving = asyncio.get_running_loop().create_task(self._give_back(self._loaded.pop(idle)))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _give_back(self, gone: LoadedAdapter) -> None:
+        try:
+            await self._engine.unload_adapter(gone.name, gone.number)
+        except Exception:  # the request that made room is not at fault; an engine that died says so elsewhere
+            logger.warning("adapter_unload_failed", extra={"adapter": gone.name}, exc_info=True)
+        finally:
+            self._cache.unpin(gone.pin)
+        logger.info("adapter_unloaded", extra={"adapter": gone.name})
 
     def _next_to_go(self) -> str | None:
         """Of what nobody uses and was not used lately the least popular, and of equals the least recently used. None: all are in use."""

@@ -8,8 +8,10 @@ alone, and `tests/system/test_vllm_contract.py` says which.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from deployments.engine import errors, load
 from deployments.engine.adapters import UsedAdapter
 from deployments.engine.full import FullChat
 from deployments.engine.plain import PlainChat, is_plain
+from deployments.engine.read_orders import ReadOrders
 from deployments.engine.tap import Outlet
 from deployments.messages import ChatCall
 from deployments.scaling import EngineLoad
@@ -37,14 +40,15 @@ from deployments.scaling import EngineLoad
 logger = logging.getLogger(__name__)
 
 _LOAD_TIMEOUT_SECONDS = 120.0
-_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.002, 0.05  # between two looks whether an adapter has been read; a look takes a step's end
 
 
 class VllmEngine:
     """A running vLLM engine and the two paths through it."""
 
-    def __init__(self, engine: AsyncLLM, full: FullChat, plain: PlainChat | None) -> None:
+    def __init__(self, engine: AsyncLLM, orders: ReadOrders, full: FullChat, plain: PlainChat | None) -> None:
         self._engine = engine
+        self._orders = orders
+        self._entering: set[asyncio.Task[Any]] = set()
         self._full = full
         self._plain = plain
 
@@ -66,7 +70,9 @@ class VllmEngine:
         full = await FullChat.build(engine, arguments, model.id)
         reasoning = arguments.structured_outputs_config.reasoning_parser
         plain = None if reasoning else PlainChat(engine, full.renderer, full.default_sampling_params, model.id, parses=full.parses)
-        return cls(engine, full, plain)
+        with tempfile.TemporaryDirectory(prefix="lorikeet-") as sockets:
+            orders = await ReadOrders.connect(await engine.collective_rpc("lorikeet_take_orders", args=(sockets,)))
+        return cls(engine, orders, full, plain)
 
     async def chat(self, call: ChatCall, used: UsedAdapter | None, outlet: Outlet) -> None:
         """Answer one chat, handing each part of the answer to `outlet` as it comes; returns after the last.
@@ -88,24 +94,33 @@ class VllmEngine:
     async def load_adapter(self, name: str, number: int, path: str) -> None:
         """Read an adapter's folder into the engine's memory, beside the steps of what runs (`worker.py`).
 
-        Raises Unavailable when the engine does not take it in time, or has stopped.
+        When it returns, the engine has been told to enter it: a request that is submitted from then on finds it there. Raises Unavailable
+        when it is not read in time, or the engine has stopped.
         """
         try:
             async with asyncio.timeout(_LOAD_TIMEOUT_SECONDS):
-                await self._engine.collective_rpc("lorikeet_read_adapter", args=(name, number, path))
-                pause_seconds = _FIRST_LOOK_SECONDS
-                while not all(await self._engine.collective_rpc("lorikeet_take_adapter", args=(number,))):
-                    await asyncio.sleep(pause_seconds)
-                    pause_seconds = min(2 * pause_seconds, _LAST_LOOK_SECONDS)
+                whole = await self._orders.read(name, number, path)
+                entering = asyncio.create_task(self._engine.collective_rpc("lorikeet_enter_adapter", args=(number,)))
+                if not whole:
+                    await entering  # raises what reading it raised
+            self._entering.add(entering)
+            entering.add_done_callback(functools.partial(self._entered, name))
+            await asyncio.sleep(0)  # it is on its way now; its answer only comes when the running step has ended
         except TimeoutError as error:
             await self._engine.collective_rpc("lorikeet_forget_adapter", args=(number,))
             raise Unavailable(f"loading {name} took longer than {_LOAD_TIMEOUT_SECONDS:.0f} s: try again") from error
-        except EngineDeadError as error:
+        except (EngineDeadError, ConnectionResetError) as error:
             raise Unavailable(errors.ENGINE_STOPPED) from error
         except Exception as error:
             # Uploads are validated against this base: what vLLM still refuses is our fault, not the request's.
             logger.exception("adapter_refused_by_engine", extra={"adapter": name})
             raise InternalError(f"{name} could not be loaded into the engine") from error
+
+    def _entered(self, name: str, entering: asyncio.Task[Any]) -> None:
+        self._entering.discard(entering)
+        if not entering.cancelled() and (error := entering.exception()) is not None and not isinstance(error, EngineDeadError):
+            # Requests are right all the same: what is not entered vLLM reads itself, from the same folder.
+            logger.warning("adapter_not_entered", extra={"adapter": name, "error": type(error).__name__})
 
     async def unload_adapter(self, name: str, number: int) -> None:
         await self._engine.remove_lora(number)
@@ -132,6 +147,7 @@ class VllmEngine:
 
     def stop(self) -> None:
         """End the engine's process. Blocks for a second at most: what runs on it was drained, or is lost."""
+        self._orders.close()
         self._engine.shutdown(timeout=1.0)
 
 

@@ -4,10 +4,10 @@ Method names are prefixed: they live among vLLM's own. All are called by the eng
 
 **Adapters are read beside the steps.** vLLM's own `add_lora` reads, converts and packs the weights in the engine's loop: every running
 stream stands still meanwhile, and several loads that come together hold it for all of them. Here a thread does that work, with vLLM's own
-code, and the loop only enters the result among the adapters that the engine holds:
+code, as soon as the replica orders it (`read_orders.py`), and the loop only enters the result among the adapters that the engine holds:
 
-    read_adapter ──▶ a thread: vLLM's _load_adapter, then its packing ──▶ take_adapter: into vLLM's CPU cache ──▶ first step that runs it:
-                                                                           False while it is read                  into an engine slot
+    order ──▶ a thread: vLLM's _load_adapter, then its packing ──▶ replica ──▶ enter_adapter: into vLLM's CPU cache, between two steps,
+                                                                                and the request right behind it ──▶ the next step runs it
 
 What is entered is what vLLM itself would have entered. An adapter that its CPU cache has dropped since is read again by vLLM, from the
 same folder.
@@ -16,9 +16,12 @@ same folder.
 from __future__ import annotations
 
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.engine.read_orders import OrderDesk
 from deployments.interpreter import HAND_OVER_SECONDS
 
 _READERS = 2  # adapters read at once: they share the interpreter with the steps
@@ -38,31 +41,20 @@ class LoraModules:
         manager = manager._adapter_manager
         return [part for name in manager.supported_lora_modules for part in manager.packed_modules_mapping.get(name, [name])]
 
-    def lorikeet_read_adapter(self, name: str, number: int, path: str) -> None:
-        """Begin to read the adapter in the folder `path`; returns at once."""
-        from vllm.lora.request import LoRARequest
+    def lorikeet_take_orders(self, folder: str) -> str:
+        """Take orders to read adapters, at a socket in `folder`; its path. Called once, by the replica whose engine this is."""
+        self._lorikeet_reading()  # made here, in the loop's thread
+        return OrderDesk(folder, self._lorikeet_read).path
 
-        request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
-        threads, reads = self._lorikeet_reading()
-        if not reads:
-            self.__dict__["_lorikeet_hand_over"] = sys.getswitchinterval()
-            sys.setswitchinterval(HAND_OVER_SECONDS)
-        reads[number] = threads.submit(_read, self.model_runner.lora_manager, request)
-
-    def lorikeet_take_adapter(self, number: int) -> bool:
-        """Enter an adapter that has been read among those the engine holds; False while it is being read. Raises what reading it raised."""
-        _, reads = self._lorikeet_reading()
-        read = reads.get(number)
+    def lorikeet_enter_adapter(self, number: int) -> None:
+        """Enter an adapter that has been read among those the engine holds. Raises what reading it raised."""
+        read = self._lorikeet_end_read(number)
         if read is None:
-            return number in self.model_runner.lora_manager.list_adapters()  # a second worker was slower: this one has it
-        if not read.done():
-            return False
-        self._lorikeet_end_read(number)
-        lora, manager = read.result(), self.model_runner.lora_manager._adapter_manager
+            raise KeyError(f"adapter {number} was not read")
+        lora, manager = read.result(timeout=0.0), self.model_runner.lora_manager._adapter_manager
         if len(manager) >= manager.capacity:
             manager.remove_oldest_adapter()
         manager._registered_adapters[number] = lora  # as its _add_adapter does, after the packing that _read has done
-        return True
 
     def lorikeet_forget_adapter(self, number: int) -> None:
         """Let go of an adapter that is no longer wanted, being read or held."""
@@ -71,21 +63,46 @@ class LoraModules:
             read.cancel()
         self.model_runner.lora_manager.remove_adapter(number)
 
-    def _lorikeet_end_read(self, number: int) -> Future[Any] | None:
-        _, reads = self._lorikeet_reading()
-        read = reads.pop(number, None)
-        if read is not None and not reads:
-            sys.setswitchinterval(self.__dict__["_lorikeet_hand_over"])
+    def _lorikeet_read(self, name: str, number: int, path: str) -> Future[Any]:
+        """Begin to read the adapter in the folder `path`. Called by the thread that takes the orders."""
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
+        reading = self._lorikeet_reading()
+        with reading.lock:
+            if not reading.reads:
+                reading.hand_over = sys.getswitchinterval()
+                sys.setswitchinterval(HAND_OVER_SECONDS)
+            read = reading.reads[number] = reading.threads.submit(_read, self.model_runner.lora_manager, request)
         return read
 
-    def _lorikeet_reading(self) -> tuple[ThreadPoolExecutor, dict[int, Future[Any]]]:
+    def _lorikeet_end_read(self, number: int) -> Future[Any] | None:
+        reading = self._lorikeet_reading()
+        with reading.lock:
+            read = reading.reads.pop(number, None)
+            if read is not None and not reading.reads:
+                sys.setswitchinterval(reading.hand_over)
+        return read
+
+    def _lorikeet_reading(self) -> _Reading:
         # vLLM builds the worker without asking this class.
         state: dict[str, Any] = self.__dict__
         if "_lorikeet_reads" not in state:
-            threads = ThreadPoolExecutor(_READERS, "adapter-read", initializer=_use_device, initargs=(self.device,))
-            state["_lorikeet_reads"] = (threads, {})
-        found: tuple[ThreadPoolExecutor, dict[int, Future[Any]]] = state["_lorikeet_reads"]
+            state["_lorikeet_reads"] = _Reading(
+                ThreadPoolExecutor(_READERS, "adapter-read", initializer=_use_device, initargs=(self.device,))
+            )
+        found: _Reading = state["_lorikeet_reads"]
         return found
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is being read, or has been read and is not entered yet, by number. Orders come in one thread, the rest in the engine's loop."""
+
+    threads: ThreadPoolExecutor
+    reads: dict[int, Future[Any]] = field(default_factory=dict)
+    hand_over: float = 0.0  # the interpreter's switch interval while nothing is read
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _use_device(device: Any) -> None:

@@ -5,7 +5,6 @@ One process, a one-layer Llama, no engine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +36,8 @@ class Worker(LoraModules):
         self.device = torch.device("cpu")
 
     def load(self, number: int, path: Path) -> None:
-        self.lorikeet_read_adapter(f"acme/a@{number}", number, str(path))
-        deadline = time.monotonic() + 30.0
-        while not self.lorikeet_take_adapter(number):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        self._lorikeet_read(f"acme/a@{number}", number, str(path)).result(30.0)
+        self.lorikeet_enter_adapter(number)
 
     def slot(self, number: int) -> dict[str, list[torch.Tensor]]:
         """The weights of the engine slot that holds the adapter, by module."""

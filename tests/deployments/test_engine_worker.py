@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from deployments.engine.read_orders import ReadOrders
 from deployments.engine.worker import LoraModules
+
+BOUND_SECONDS = 10.0
 
 
 class Held:
@@ -42,7 +46,7 @@ class Manager:
         self.gate.set()
 
     def _load_adapter(self, request: Any) -> Any:
-        assert self.gate.wait(10.0)
+        assert self.gate.wait(BOUND_SECONDS)
         if request.lora_path == "/damaged":
             raise ValueError("no safetensors")
         return SimpleNamespace(id=request.lora_int_id, name=request.lora_name, path=request.lora_path)
@@ -66,33 +70,33 @@ def worker() -> Iterator[Worker]:
     worker = Worker()
     yield worker
     worker.manager.gate.set()
-    worker._lorikeet_reading()[0].shutdown()
+    worker._lorikeet_reading().threads.shutdown()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+def read_and_enter(worker: Worker, number: int, path: str) -> None:
+    worker._lorikeet_read(f"acme/a{number}@1", number, path).exception(BOUND_SECONDS)
+    worker.lorikeet_enter_adapter(number)
 
 
 def test_reading_does_not_hold_the_steps_and_only_what_was_read_is_entered(worker: Worker) -> None:
     worker.manager.gate.clear()
-    worker.lorikeet_read_adapter("acme/a@1", 1, "/a")  # returns, though nothing can be read
-    assert not worker.lorikeet_take_adapter(1)
-    assert worker.manager.list_adapters() == set()
+    read = worker._lorikeet_read("acme/a@1", 1, "/a")  # returns, though nothing can be read
+    assert not read.done()
     worker.manager.gate.set()
-    until(lambda: worker.lorikeet_take_adapter(1))
+    read.result(BOUND_SECONDS)
+    assert worker.manager.list_adapters() == set(), "it is the loop's to enter it"
+    worker.lorikeet_enter_adapter(1)
     entered = worker.manager._adapter_manager._registered_adapters[1]
     assert (entered.id, entered.name, entered.path) == (1, "acme/a@1", "/a")
     assert entered.packed_in is not threading.current_thread(), "packing is work too: not between steps"
 
 
 def test_several_are_read_and_each_is_entered_under_its_own_number(worker: Worker) -> None:
-    for number in (1, 2, 3):
-        worker.lorikeet_read_adapter(f"acme/a{number}@1", number, f"/a{number}")
+    reads = [worker._lorikeet_read(f"acme/a{number}@1", number, f"/a{number}") for number in (1, 2, 3)]
+    for read in reads:
+        read.result(BOUND_SECONDS)
     for number in (3, 1, 2):
-        until(lambda number=number: worker.lorikeet_take_adapter(number))  # type: ignore[misc]
+        worker.lorikeet_enter_adapter(number)
     assert {number: lora.path for number, lora in worker.manager._adapter_manager._registered_adapters.items()} == {
         1: "/a1",
         2: "/a2",
@@ -100,46 +104,53 @@ def test_several_are_read_and_each_is_entered_under_its_own_number(worker: Worke
     }
 
 
-def test_an_adapter_that_was_taken_already_is_there_for_whoever_asks_again(worker: Worker) -> None:
-    """Where the weights are spread over workers, one has read them before another has."""
-    worker.lorikeet_read_adapter("acme/a@1", 1, "/a")
-    until(lambda: worker.lorikeet_take_adapter(1))
-    assert worker.lorikeet_take_adapter(1)
+def test_what_is_still_being_read_or_was_never_ordered_is_not_entered(worker: Worker) -> None:
+    worker.manager.gate.clear()
+    worker._lorikeet_read("acme/a@1", 1, "/a")
+    with pytest.raises(TimeoutError):
+        worker.lorikeet_enter_adapter(1)
+    with pytest.raises(KeyError, match="2"):
+        worker.lorikeet_enter_adapter(2)
+    assert worker.manager.list_adapters() == set()
 
 
 def test_the_oldest_makes_room(worker: Worker) -> None:
     for number in range(1, 7):
-        worker.lorikeet_read_adapter("acme/a@1", number, "/a")
-        until(lambda number=number: worker.lorikeet_take_adapter(number))  # type: ignore[misc]
+        read_and_enter(worker, number, "/a")
     assert worker.manager.list_adapters() == {3, 4, 5, 6}
 
 
 def test_while_adapters_are_read_steps_get_the_interpreter_sooner_and_afterwards_as_before(worker: Worker) -> None:
     before = sys.getswitchinterval()
     worker.manager.gate.clear()
-    for number in (1, 2):
-        worker.lorikeet_read_adapter("acme/a@1", number, "/a")
+    reads = [worker._lorikeet_read("acme/a@1", number, "/a") for number in (1, 2)]
     worker.lorikeet_forget_adapter(1)
     assert sys.getswitchinterval() < before
     worker.manager.gate.set()
-    until(lambda: worker.lorikeet_take_adapter(2))
+    reads[1].result(BOUND_SECONDS)
+    worker.lorikeet_enter_adapter(2)
     assert sys.getswitchinterval() == before
 
 
-def test_what_cannot_be_read_is_told_to_the_one_who_takes_it(worker: Worker) -> None:
-    worker.lorikeet_read_adapter("acme/a@1", 1, "/damaged")
-
-    def taken() -> bool:
-        return worker.lorikeet_take_adapter(1)
-
+def test_what_cannot_be_read_is_told_to_the_one_who_enters_it(worker: Worker) -> None:
     with pytest.raises(ValueError, match="no safetensors"):
-        until(taken)
+        read_and_enter(worker, 1, "/damaged")
     assert worker.manager.list_adapters() == set()
 
 
 def test_a_read_that_nobody_wants_any_more_is_not_entered(worker: Worker) -> None:
     worker.manager.gate.clear()
-    worker.lorikeet_read_adapter("acme/a@1", 1, "/a")
+    worker._lorikeet_read("acme/a@1", 1, "/a")
     worker.lorikeet_forget_adapter(1)
     worker.manager.gate.set()
-    assert not worker.lorikeet_take_adapter(1)
+    with pytest.raises(KeyError):
+        worker.lorikeet_enter_adapter(1)
+
+
+async def test_replica_orders_what_its_worker_reads(worker: Worker, tmp_path: Path) -> None:
+    orders = await ReadOrders.connect([worker.lorikeet_take_orders(str(tmp_path))])
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert await asyncio.gather(orders.read("acme/a@1", 1, "/a"), orders.read("acme/b@1", 2, "/damaged")) == [True, False]
+    worker.lorikeet_enter_adapter(1)
+    assert worker.manager.list_adapters() == {1}
+    orders.close()
