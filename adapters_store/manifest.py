@@ -13,7 +13,12 @@ FORMAT = 1
 
 
 def write_manifest(adapter: Adapter) -> bytes:
-    body = {
+    return json.dumps(manifest_body(adapter), indent=1).encode()
+
+
+def manifest_body(adapter: Adapter) -> dict[str, Any]:
+    """What a manifest says, as JSON has it."""
+    return {
         "format": FORMAT,
         "version": adapter.version,
         "base": adapter.base,
@@ -22,7 +27,6 @@ def write_manifest(adapter: Adapter) -> bytes:
         "created_at": adapter.created_at,
         "created_by": adapter.created_by,
     }
-    return json.dumps(body, indent=1).encode()
 
 
 def read_manifest(data: bytes, owner: str, name: str, version: str) -> Adapter:
@@ -33,9 +37,16 @@ def read_manifest(data: bytes, owner: str, name: str, version: str) -> Adapter:
     Raises:
         InternalError: the manifest is damaged, or belongs to another version.
     """
-    damaged = f"the manifest of {owner}/{name}@{version} is damaged: publish the adapter again under another name"
     try:
-        body: Any = json.loads(data)
+        body = json.loads(data)
+    except ValueError:
+        raise _damaged(owner, name, version) from None
+    return adapter_of(body, owner, name, version)
+
+
+def adapter_of(body: Any, owner: str, name: str, version: str) -> Adapter:
+    """The version that a `manifest_body` describes. Raises as `read_manifest`."""
+    try:
         files = tuple(
             AdapterFile(check_file_name(str(file["name"])), int(file["size_bytes"]), str(file["sha256"])) for file in body["files"]
         )
@@ -43,7 +54,11 @@ def read_manifest(data: bytes, owner: str, name: str, version: str) -> Adapter:
             owner, name, version, str(body["base"]), int(body["rank"]), files, float(body["created_at"]), str(body["created_by"])
         )
     except (ValueError, TypeError, KeyError, InvalidRequest):
-        raise InternalError(damaged) from None
+        raise _damaged(owner, name, version) from None
     if version_of(files) != version:
-        raise InternalError(damaged)
+        raise _damaged(owner, name, version)
     return adapter
+
+
+def _damaged(owner: str, name: str, version: str) -> InternalError:
+    return InternalError(f"the manifest of {owner}/{name}@{version} is damaged: publish the adapter again under another name")

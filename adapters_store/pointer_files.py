@@ -1,16 +1,27 @@
-"""Reads and changes aliases.json, an adapter's only mutable object, by conditional puts alone. What is in it is in `pointers.py`."""
+"""Reads and changes aliases.json, an adapter's only mutable object, by conditional puts alone. What is in it is in `pointers.py`.
+
+The manifests of the versions that are served are in it too, so that who reads where a name points need not ask what is there. A manifest
+is put in when its version begins to be served, as the store has it then, and goes out when that ends: while a version is served, neither
+its manifest nor its files are changed or removed by anyone (`garbage.py`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from adapters_store.errors import Conflict, NotFound
+from adapters_store.errors import Conflict, InternalError, NotFound
 from adapters_store.layout import aliases_key
+from adapters_store.manifest import adapter_of, manifest_body
 from adapters_store.objects import ObjectStore
 from adapters_store.pointers import Pointers, read_pointers, write_pointers
 from adapters_store.recent import Recent
+from adapters_store.versions import Versions
 
 NO_ETAG = ""  # stands for an aliases.json that does not exist yet
 
@@ -18,12 +29,15 @@ POINTERS_KEPT = 10_000
 TRIES = 64  # a conditional put that loses is tried again; each time somebody else got ahead
 LONGEST_PAUSE_SECONDS = 0.1
 
+logger = logging.getLogger(__name__)
+
 
 class PointerFiles:
     """Calls block."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, versions: Versions) -> None:
         self._store = store
+        self._versions = versions
         self._known: Recent[tuple[str, str], tuple[str, Pointers]] = Recent(POINTERS_KEPT)  # the content read last, with its etag
 
     def knows(self, owner: str, name: str) -> bool:
@@ -39,6 +53,7 @@ class PointerFiles:
             pointers = read_pointers(data, owner, name)
         except NotFound:
             pointers, etag = Pointers(), NO_ETAG
+        self._note_manifests(owner, name, pointers)
         self._known.put((owner, name), (etag, pointers))
         return pointers, etag
 
@@ -58,6 +73,7 @@ class PointerFiles:
             if after == before:
                 return before, etag
             try:
+                after = replace(after, manifests=self._manifests(owner, name, before, after))
                 return after, self._write(owner, name, after, etag)
             except Conflict:
                 # Not a wait for a condition: it spreads those who lost over time.
@@ -68,3 +84,22 @@ class PointerFiles:
         if etag == NO_ETAG:
             return self._store.put(aliases_key(owner, name), write_pointers(pointers), if_absent=True)
         return self._store.put(aliases_key(owner, name), write_pointers(pointers), if_match=etag)
+
+    def _manifests(self, owner: str, name: str, before: Pointers, after: Pointers) -> dict[str, Any]:
+        """Those of what `after` serves. What was served `before` has not changed since; of the rest the store is asked."""
+        manifests = {}
+        for version in sorted(after.in_use):
+            told = before.manifests.get(version) if version in before.in_use else None
+            with contextlib.suppress(InternalError):  # a damaged one is told of where it is read
+                if told is None and (adapter := self._versions.get_now(owner, name, version)) is not None:
+                    told = manifest_body(adapter)
+            if told is not None:
+                manifests[version] = told
+        return manifests
+
+    def _note_manifests(self, owner: str, name: str, pointers: Pointers) -> None:
+        for version in pointers.in_use & pointers.manifests.keys():
+            try:
+                self._versions.note(adapter_of(pointers.manifests[version], owner, name, version))
+            except InternalError:  # somebody wrote into aliases.json: the manifest itself is read when it is needed
+                logger.warning("manifest_damaged", extra={"adapter": f"{owner}/{name}@{version}"})

@@ -4,7 +4,8 @@
      "history": [{"at", "by": {…}, "why", "alias", "from", "to"}], "tags": {"task": "chat"}, "private": false,
      "canaries": {"production": {"version", "weight", "guard", …}}, "shadows": {"production": {"version", "share", …}},
      "pending": {"<version>": {"alias", "by", "why", "at", "labels"}}, "rejected": {"<version>": {"reasons", "by", "at"}},
-     "deleted": {"at", "aliases", "versions"}, "uploading": {"<version>": <when>}, "removing": {…}, "removed": {…}}
+     "deleted": {"at", "aliases", "versions"}, "uploading": {"<version>": <when>}, "removing": {…}, "removed": {…},
+     "manifests": {"<version>": {…}}}
 
 Fields that this release does not know are kept as they are: a newer one may share the store.
 """
@@ -66,6 +67,7 @@ class Pointers:
     uploading: Mapping[str, float] = field(default_factory=dict)  # versions that somebody began to upload -> when (see versions.py)
     removing: Mapping[str, float] = field(default_factory=dict)  # versions whose files are going, and went -> when (see garbage.py)
     removed: Mapping[str, float] = field(default_factory=dict)
+    manifests: Mapping[str, Any] = field(default_factory=dict)  # of the versions that are served (see pointer_files.py)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def pointing(self, alias: str, version: str, *, by: Actor, why: str) -> Pointers:
@@ -114,6 +116,12 @@ class Pointers:
     def serves(self) -> bool:
         """Whether any alias serves something."""
         return any(self.served(alias) is not None for alias in self.aliases)
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """The versions that aliases, canaries and shadows serve."""
+        arms: list[Canary | Shadow] = [*self.canaries.values(), *self.shadows.values()]
+        return frozenset(version for version in (*self.aliases.values(), *(arm.version for arm in arms)) if not self.is_gone(version))
 
     def tried_beside(self, version: str) -> str | None:
         """The alias that has `version` as its canary or shadow, or None."""
@@ -205,6 +213,7 @@ def write_pointers(pointers: Pointers) -> bytes:
         "uploading": dict(pointers.uploading),
         "removing": dict(pointers.removing),
         "removed": dict(pointers.removed),
+        "manifests": dict(pointers.manifests),
     }
     return json.dumps({**pointers.unknown, **known}, indent=1).encode()
 
@@ -230,6 +239,7 @@ def read_pointers(data: bytes, owner: str, name: str) -> Pointers:
             uploading=_times(body.pop("uploading", {})),
             removing=_times(body.pop("removing", {})),
             removed=_times(body.pop("removed", {})),
+            manifests=dict(body.pop("manifests", {})),
             unknown=body,
         )
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -82,7 +82,7 @@ class Registry:
     def __init__(self, store: ObjectStore, *, adoption: AdoptionRules | None = None, tries: bool = False) -> None:
         self._store = store
         self._versions = Versions(store)
-        self._pointer_files = PointerFiles(store)
+        self._pointer_files = PointerFiles(store, self._versions)
         self._index = Index(store, self._versions, self._pointer_files)
         self._publishing = Publishing(store, self._versions, self._pointer_files, tries=tries)
         self._lookup = Lookup(store, self._pointer_files, self._publishing, self._index, adoption)

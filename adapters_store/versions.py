@@ -44,6 +44,10 @@ class Versions:
             return None
         return self._remember(read_manifest(data, owner, name, version))
 
+    def note(self, adapter: Adapter) -> None:
+        """Somebody else read this version's manifest just now."""
+        self._remember(adapter)
+
     def find(self, owner: str, name: str, version: str) -> Adapter:
         """One version by its digest or a unique prefix of it. Raises NotFound, or InvalidName when the prefix means several."""
         return self._find(owner, name, version, self.get)

@@ -21,11 +21,10 @@ from benchmarks.models import TOKENS_IN_A_STEP, Workload
 from benchmarks.placement import cluster_process
 from benchmarks.placement.replica import ANSWERED
 from benchmarks.placement.seaweed import seaweed_server
-from benchmarks.placement.settings import REPLICAS, SLOTS, STEP_MS, STORE_MS
+from benchmarks.placement.settings import REPLICAS, SLOTS, STEP_MS, STORE_MS, url_file
 from benchmarks.placement.slow_store import slow_store
 from benchmarks.processes import ROOT, ProcessTree, running
 from benchmarks.stacks.stack import START_TIMEOUT_SECONDS, engine_environment
-from tests.s3 import free_port
 
 KEY = "lk-key-of-the-benchmarks"
 BUCKET = "adapters"
@@ -65,7 +64,6 @@ def start(
     replicas: int = REPLICAS,
 ) -> Iterator[RunningCluster]:
     """Run it in `folder` until the block ends. `batch` is max_num_seqs, `held` max_cpu_loras."""
-    ports = {policy: free_port() for policy in policies}
     with seaweed_server() as s3, s3.in_environment(), slow_store(_port(s3.url), STORE_MS) as far:
         s3.create_bucket(BUCKET)
         store = open_store(f"s3://{BUCKET}", timeout_seconds=60.0)
@@ -89,11 +87,11 @@ def start(
             "models": [model],
         }
         config = folder / "cluster.json"
-        config.write_text(json.dumps({"settings": settings, "nodes": replicas, "gateways": ports}))
+        config.write_text(json.dumps({"settings": settings, "nodes": replicas, "gateways": policies}))
         command = ["-m", "benchmarks.placement.cluster_process", str(config)]
         with running([sys.executable, *command], {**engine_environment(workload), **s3.environment}, folder / "cluster.log") as processes:
             _wait(processes)
-            urls = {policy: f"http://127.0.0.1:{port}" for policy, port in ports.items()}
+            urls = {policy: url_file(folder / "home", policy).read_text() for policy in policies}
             cluster = RunningCluster(urls, workload.base, store, folder, processes)
             for url in urls.values():
                 _wait_answers(url, workload.base, processes)

@@ -40,7 +40,7 @@ def main(config: dict[str, Any]) -> None:
         os._exit(0)  # leaving Ray in order takes long; whoever started this ends all that it has started, by its mark
 
 
-def _deploy(address: str, settings: Settings, gateways: dict[str, int]) -> None:
+def _deploy(address: str, settings: Settings, gateways: list[str]) -> None:
     """The model's application and the gateways: as `deployments.app` makes them, but for their classes and the router."""
     import ray
     from ray import cloudpickle, serve
@@ -64,9 +64,9 @@ def _deploy(address: str, settings: Settings, gateways: dict[str, int]) -> None:
     common = {"home": str(home(settings)), "store_url": store_url(settings)}
     replica = app._replica_deployment(settings, model).options(func_or_class=NodeReplica, request_router_config=router)
     targets = [serve.RunTarget(replica.bind(settings=settings, model_id=model.id, **common), name=app_of(model.id), route_prefix=None)]
-    for policy, port in gateways.items():
+    for policy in gateways:
         gateway = app._gateway_deployment(settings).options(func_or_class=PolicyGateway)
-        bound = gateway.bind(settings=gateway_arguments(settings), policy=policy, port=port, **common)
+        bound = gateway.bind(settings=gateway_arguments(settings), policy=policy, **common)
         targets.append(serve.RunTarget(bound, name=f"gateway-{policy}", route_prefix=None))
     serve.run_many(targets, wait_for_ingress_deployment_creation=True, wait_for_applications_running=True)
 

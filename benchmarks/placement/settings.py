@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 OURS, SERVE, RANDOM = "bounded_load", "serve_multiplexed", "random"
 POLICIES = (OURS, SERVE, RANDOM)
@@ -14,6 +15,11 @@ STEP_MS = 25.0  # as a decode step of a model of some billion parameters; long, 
 TOKENS = 24  # of each answer: with its first step, 0.6 s
 STORE_MS = 40.0  # what the object store takes to begin an answer, as S3 does; one next door takes next to none
 ROUNDS, QUICK_ROUNDS = 3, 1
+
+
+def url_file(home: Path, policy: str) -> Path:
+    """Where the gateway of a policy writes its URL once it listens."""
+    return home / f"gateway-{policy}.url"
 
 
 @dataclass(frozen=True, slots=True)
