@@ -12,12 +12,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from adapters_store.adapter import Adapter
 from adapters_store.adoption import COPIED_FILES, Adoption, AdoptionRules, copied_etags
-from adapters_store.errors import InvalidAdapter, LorikeetError, NotFound, NotReady, Unavailable
+from adapters_store.errors import InvalidAdapter, LorikeetError, NotFound, NotReady, StoreUnavailable, Unavailable
 from adapters_store.index import Index
 from adapters_store.layout import ALIASES_FILE, adapter_prefix
 from adapters_store.names import PRODUCTION
@@ -105,15 +105,18 @@ class Lookup:
     def peek(self, owner: str, name: str) -> FoundName:
         """The same, and nothing is adopted: for who is about to change what the name means. Raises NotFound."""
         ahead = None if self._pointer_files.knows(owner, name) else self._ahead.submit(self._pointer_files.read, owner, name)
-        page = self._store.list(adapter_prefix(owner, name), delimiter="/")
-        reads_ahead = ahead is not None and not ahead.cancel()
+        try:
+            page = self._store.list(adapter_prefix(owner, name), delimiter="/")
+        finally:
+            if ahead is not None and ahead.cancel():
+                ahead = None
         if not page.objects and not page.folders:
             raise unknown_adapter(owner, name)
         etag = next((info.etag for info in page.objects if info.key.endswith(f"/{ALIASES_FILE}")), None)
         if etag is None and page.next_token is None:
             return FoundName(owner, name, page.objects, Pointers(), NO_ETAG)
-        if ahead is not None and reads_ahead:
-            wait([ahead])  # what it raised the read that follows raises, if that meets it too
+        if ahead is not None and isinstance(error := ahead.exception(), StoreUnavailable):  # waits for it
+            raise error
         pointers, etag = self._pointer_files.read(owner, name, etag=etag)
         return FoundName(owner, name, page.objects, pointers, etag)
 

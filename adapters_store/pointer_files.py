@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from adapters_store.errors import Conflict, InternalError, NotFound
+from adapters_store.adapter import Adapter
+from adapters_store.errors import Conflict, InternalError, NotFound, StoreUnavailable
 from adapters_store.layout import aliases_key
 from adapters_store.manifest import adapter_of, manifest_body
 from adapters_store.objects import ObjectStore
@@ -26,6 +27,7 @@ from adapters_store.versions import Versions
 NO_ETAG = ""  # stands for an aliases.json that does not exist yet
 
 POINTERS_KEPT = 10_000
+ABSENT_KEPT = 1_000  # a memory of its own, so that random names do not push out good ones
 TRIES = 64  # a conditional put that loses is tried again; each time somebody else got ahead
 LONGEST_PAUSE_SECONDS = 0.1
 
@@ -39,10 +41,11 @@ class PointerFiles:
         self._store = store
         self._versions = versions
         self._known: Recent[tuple[str, str], tuple[str, Pointers]] = Recent(POINTERS_KEPT)  # the content read last, with its etag
+        self._absent: Recent[tuple[str, str], bool] = Recent(ABSENT_KEPT)
 
     def knows(self, owner: str, name: str) -> bool:
         """Whether this was read before, be it that nothing was there."""
-        return self._known.get((owner, name)) is not None
+        return self._known.get((owner, name)) is not None or self._absent.get((owner, name)) is not None
 
     def read(self, owner: str, name: str, *, etag: str | None = None) -> tuple[Pointers, str]:
         """The pointers and their etag now. `etag` is what a listing just said it is: then content known by it needs no read."""
@@ -52,9 +55,10 @@ class PointerFiles:
             data, etag = self._store.get(aliases_key(owner, name))
             pointers = read_pointers(data, owner, name)
         except NotFound:
-            pointers, etag = Pointers(), NO_ETAG
+            self._absent.put((owner, name), True)
+            return Pointers(), NO_ETAG
         self._note_manifests(owner, name, pointers)
-        self._known.put((owner, name), (etag, pointers))
+        self._known.put((owner, name), (etag, replace(pointers, manifests={})))  # they are noted, and only `update` writes them on
         return pointers, etag
 
     def update(self, owner: str, name: str, change: Callable[[Pointers], Pointers], *, if_match: str | None = None) -> tuple[Pointers, str]:
@@ -86,20 +90,27 @@ class PointerFiles:
         return self._store.put(aliases_key(owner, name), write_pointers(pointers), if_match=etag)
 
     def _manifests(self, owner: str, name: str, before: Pointers, after: Pointers) -> dict[str, Any]:
-        """Those of what `after` serves. What was served `before` has not changed since; of the rest the store is asked."""
-        manifests = {}
-        for version in sorted(after.in_use):
-            told = before.manifests.get(version) if version in before.in_use else None
-            with contextlib.suppress(InternalError):  # a damaged one is told of where it is read
-                if told is None and (adapter := self._versions.get_now(owner, name, version)) is not None:
-                    told = manifest_body(adapter)
-            if told is not None:
-                manifests[version] = told
+        """Those of what `after` serves. What was served `before` has not changed since; of the rest the store is asked.
+
+        One may be missing, and is read from its own file then.
+        """
+        manifests = {version: before.manifests[version] for version in self._adapters(owner, name, before).keys() & after.in_use}
+        for version in after.in_use - before.in_use:
+            with contextlib.suppress(InternalError, StoreUnavailable):
+                if (adapter := self._versions.get_now(owner, name, version)) is not None:
+                    manifests[version] = manifest_body(adapter)
         return manifests
 
     def _note_manifests(self, owner: str, name: str, pointers: Pointers) -> None:
+        for adapter in self._adapters(owner, name, pointers).values():
+            self._versions.note(adapter)
+
+    def _adapters(self, owner: str, name: str, pointers: Pointers) -> dict[str, Adapter]:
+        """What the manifests in `pointers` describe, so far as it is served and they are whole."""
+        adapters = {}
         for version in pointers.in_use & pointers.manifests.keys():
             try:
-                self._versions.note(adapter_of(pointers.manifests[version], owner, name, version))
-            except InternalError:  # somebody wrote into aliases.json: the manifest itself is read when it is needed
+                adapters[version] = adapter_of(pointers.manifests[version], owner, name, version)
+            except InternalError:  # somebody wrote into aliases.json
                 logger.warning("manifest_damaged", extra={"adapter": f"{owner}/{name}@{version}"})
+        return adapters

@@ -97,7 +97,7 @@ class Registry:
         return self.resolve(ref).adapter
 
     def resolve(self, ref: ModelRef) -> Resolved:
-        """What `ref` means now: one listing, and one read of each of aliases.json and the manifest if they are new.
+        """What `ref` means now: one listing, and one read of aliases.json if it is new. The manifest is read where that has it not.
 
         Raises:
             NotFound: no such adapter, alias or version, or it is retired.

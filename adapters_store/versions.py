@@ -45,7 +45,7 @@ class Versions:
         return self._remember(read_manifest(data, owner, name, version))
 
     def note(self, adapter: Adapter) -> None:
-        """Somebody else read this version's manifest just now."""
+        """What this version's manifest says, as `PointerFiles` knows: of one that is served, so it is there unchanged."""
         self._remember(adapter)
 
     def find(self, owner: str, name: str, version: str) -> Adapter:

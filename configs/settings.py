@@ -257,6 +257,7 @@ class ModelSettings(_Node):
         ours = {
             "model": "source", "tokenizer": "source", "served_model_name": "id", "enable_lora": "lora", "max_loras": "lora.max_loras",
             "max_cpu_loras": "lora.max_cpu_loras", "max_lora_rank": "lora.max_rank", "tensor_parallel_size": "resources.tensor_parallel",
+            "data_parallel_size": "autoscaling.max_replicas",
         }  # fmt: skip
         for key in engine:
             if key in ours:

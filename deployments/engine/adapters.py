@@ -110,7 +110,7 @@ class EngineAdapters:
         return name in self._loaded or name in self._loading
 
     async def close(self) -> None:
-        for task in list(self._loading.values()):
+        for task in (*self._loading.values(), *self._leaving):
             task.cancel()
         for loaded in self._loaded.values():
             self._cache.unpin(loaded.pin)

@@ -11,7 +11,9 @@ JSON on a Unix socket; a model's workers are all on its replica's node (`app.py`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 CONNECT_SECONDS = 30.0  # between a worker's socket being there and its replica connecting
+
+logger = logging.getLogger(__name__)
 
 
 class OrderDesk:
@@ -46,15 +50,18 @@ class OrderDesk:
                 self._take(connection, **json.loads(line))
 
     def _take(self, connection: socket.socket, number: int, name: str, path: str) -> None:
-        def tell(read: Future[Any]) -> None:
-            whole = not read.cancelled() and read.exception() is None
-            try:
-                with self._telling:
-                    connection.sendall(_line(number=number, whole=whole))
-            except OSError:
-                pass  # the replica is gone, and nobody waits
+        try:
+            read = self._read(name, number, path)
+        except Exception:  # no thread to be had, say: that order fails, and the desk stays open for those to come
+            logger.exception("adapter_not_read", extra={"adapter": name})
+            self._tell(connection, number, whole=False)
+            return
+        read.add_done_callback(lambda done: self._tell(connection, number, whole=not done.cancelled() and done.exception() is None))
 
-        self._read(name, number, path).add_done_callback(tell)
+    def _tell(self, connection: socket.socket, number: int, *, whole: bool) -> None:
+        # An OSError: the replica is gone, and nobody waits.
+        with contextlib.suppress(OSError), self._telling:
+            connection.sendall(_line(number=number, whole=whole))
 
 
 @dataclass(slots=True)
@@ -83,6 +90,11 @@ class ReadOrders:
             orders._writers.append(writer)
             orders._listening.append(asyncio.get_running_loop().create_task(orders._listen(reader)))
         return orders
+
+    @property
+    def lost(self) -> bool:
+        """Whether a worker has ended: nothing can be read any more."""
+        return self._lost
 
     async def read(self, name: str, number: int, path: str) -> bool:
         """Have every worker read the adapter in the folder `path`; whether all could. `number` is one that was never given before.

@@ -48,7 +48,7 @@ class VllmEngine:
     def __init__(self, engine: AsyncLLM, orders: ReadOrders, full: FullChat, plain: PlainChat | None) -> None:
         self._engine = engine
         self._orders = orders
-        self._entering: set[asyncio.Task[Any]] = set()
+        self._told: set[asyncio.Task[Any]] = set()  # what the engine was told and has not done yet
         self._full = full
         self._plain = plain
 
@@ -100,27 +100,33 @@ class VllmEngine:
         try:
             async with asyncio.timeout(_LOAD_TIMEOUT_SECONDS):
                 whole = await self._orders.read(name, number, path)
-                entering = asyncio.create_task(self._engine.collective_rpc("lorikeet_enter_adapter", args=(number,)))
+                entering = self._tell("lorikeet_enter_adapter", name, number)
                 if not whole:
                     await entering  # raises what reading it raised
-            self._entering.add(entering)
-            entering.add_done_callback(functools.partial(self._entered, name))
             await asyncio.sleep(0)  # it is on its way now; its answer only comes when the running step has ended
         except TimeoutError as error:
-            await self._engine.collective_rpc("lorikeet_forget_adapter", args=(number,))
+            self._tell("lorikeet_forget_adapter", name, number)
             raise Unavailable(f"loading {name} took longer than {_LOAD_TIMEOUT_SECONDS:.0f} s: try again") from error
         except (EngineDeadError, ConnectionResetError) as error:
             raise Unavailable(errors.ENGINE_STOPPED) from error
         except Exception as error:
             # Uploads are validated against this base: what vLLM still refuses is our fault, not the request's.
+            self._tell("lorikeet_forget_adapter", name, number)  # another worker may have entered it
             logger.exception("adapter_refused_by_engine", extra={"adapter": name})
             raise InternalError(f"{name} could not be loaded into the engine") from error
 
-    def _entered(self, name: str, entering: asyncio.Task[Any]) -> None:
-        self._entering.discard(entering)
-        if not entering.cancelled() and (error := entering.exception()) is not None and not isinstance(error, EngineDeadError):
+    def _tell(self, method: str, name: str, number: int) -> asyncio.Task[Any]:
+        """Have the engine's loop do something about an adapter. Nobody has to wait for it: one that hangs, or died, does not answer."""
+        telling = asyncio.create_task(self._engine.collective_rpc(method, args=(number,)))
+        self._told.add(telling)
+        telling.add_done_callback(functools.partial(self._done, method, name))
+        return telling
+
+    def _done(self, method: str, name: str, telling: asyncio.Task[Any]) -> None:
+        self._told.discard(telling)
+        if not telling.cancelled() and (error := telling.exception()) is not None and not isinstance(error, EngineDeadError):
             # Requests are right all the same: what is not entered vLLM reads itself, from the same folder.
-            logger.warning("adapter_not_entered", extra={"adapter": name, "error": type(error).__name__})
+            logger.warning("adapter_order_failed", extra={"adapter": name, "order": method, "error": str(error)})
 
     async def unload_adapter(self, name: str, number: int) -> None:
         await self._engine.remove_lora(number)
@@ -142,7 +148,7 @@ class VllmEngine:
 
     async def check(self) -> None:
         """Raises Unavailable once the engine's process has died."""
-        if self._engine.errored:
+        if self._engine.errored or self._orders.lost:
             raise Unavailable(errors.ENGINE_STOPPED)
 
     def stop(self) -> None:

@@ -1,13 +1,14 @@
 """Inside vLLM's worker: what Lorikeet asks of it. vLLM mixes this class into its own (`worker_extension_cls`).
 
-Method names are prefixed: they live among vLLM's own. All are called by the engine's loop, between two steps, so each must be short.
+Method names are prefixed: they live among vLLM's own. Those without an underscore are called by the engine's loop, between two steps, so
+each must be short.
 
 **Adapters are read beside the steps.** vLLM's own `add_lora` reads, converts and packs the weights in the engine's loop: every running
 stream stands still meanwhile, and several loads that come together hold it for all of them. Here a thread does that work, with vLLM's own
 code, as soon as the replica orders it (`read_orders.py`), and the loop only enters the result among the adapters that the engine holds:
 
-    order ──▶ a thread: vLLM's _load_adapter, then its packing ──▶ replica ──▶ enter_adapter: into vLLM's CPU cache, between two steps,
-                                                                                and the request right behind it ──▶ the next step runs it
+    order ──▶ a thread: vLLM's _load_adapter, then its packing ──▶ replica ──▶ enter_adapter: into vLLM's CPU cache, between two steps;
+                                                                                the request follows, and a step after it runs it
 
 What is entered is what vLLM itself would have entered. An adapter that its CPU cache has dropped since is read again by vLLM, from the
 same folder.
@@ -70,10 +71,11 @@ class LoraModules:
         request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
         reading = self._lorikeet_reading()
         with reading.lock:
+            read = reading.threads.submit(_read, self.model_runner.lora_manager, request)
             if not reading.reads:
                 reading.hand_over = sys.getswitchinterval()
                 sys.setswitchinterval(HAND_OVER_SECONDS)
-            read = reading.reads[number] = reading.threads.submit(_read, self.model_runner.lora_manager, request)
+            reading.reads[number] = read
         return read
 
     def _lorikeet_end_read(self, number: int) -> Future[Any] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from adapters_store.errors import NotFound
+from adapters_store.errors import NotFound, StoreUnavailable
 from adapters_store.history import Actor
 from adapters_store.layout import ALIASES_FILE
+from adapters_store.lookup import AHEAD_AT_ONCE
 from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectPage, ObjectStore
 from adapters_store.registry import Registry
@@ -103,6 +104,39 @@ def test_name_of_which_there_is_nothing_is_asked_for_ahead_once(store: ObjectSto
     assert watched.reads == 1
     version = publish("one")
     assert registry.read(REF).version == version
+
+
+def test_listing_that_fails_leaves_no_read_behind(store: ObjectStore) -> None:
+    """Else a store that hangs would be asked, when it is back, for all that nobody waits for any more."""
+    hanging = threading.Event()
+    watched = Watched(store)
+    registry = Registry(watched)
+    held = [registry._lookup._ahead.submit(hanging.wait, BOUND_SECONDS) for _ in range(AHEAD_AT_ONCE)]
+
+    def fail() -> None:
+        raise StoreUnavailable("the object store did not answer (test)")
+
+    watched.before_list = fail
+    with pytest.raises(StoreUnavailable):
+        registry.read(REF)
+    hanging.set()
+    assert all(future.result() for future in held)
+    registry._lookup._ahead.shutdown()
+    assert watched.reads == 0
+
+
+def test_names_of_which_there_is_nothing_do_not_push_out_those_that_are_served(store: ObjectStore, publish) -> None:
+    publish("one")
+    watched = Watched(store)
+    registry = Registry(watched)
+    registry.read(REF)
+    for number in range(3):
+        with pytest.raises(NotFound):
+            registry.read(ModelRef.parse(f"acme/nothing-{number}"))
+    assert len(registry._pointer_files._known) == 1
+    reads = watched.reads
+    registry.read(REF)
+    assert watched.reads == reads
 
 
 def _must(happened: bool) -> None:

@@ -27,6 +27,8 @@ class Worker:
         self.desk = OrderDesk(str(folder), self._read)
 
     def _read(self, name: str, number: int, path: str) -> Future[Any]:
+        if path == "/no/thread":
+            raise RuntimeError("can't start new thread")
         self.paths[number] = name, path
         self.reads[number] = Future()
         return self.reads[number]
@@ -75,6 +77,18 @@ async def test_one_that_cannot_read_makes_it_not_whole(orders: ReadOrders, worke
         assert not await read
 
 
+async def test_order_that_a_worker_cannot_take_fails_alone(orders: ReadOrders, workers: list[Worker]) -> None:
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert not await orders.read("acme/a@1", 1, "/no/thread")
+    assert not orders.lost
+    later = asyncio.create_task(orders.read("acme/b@1", 2, "/cache/b"))
+    await ordered(workers, 2)
+    for worker in workers:
+        worker.reads[2].set_result(None)
+    async with asyncio.timeout(BOUND_SECONDS):
+        assert await later
+
+
 async def test_orders_do_not_wait_for_each_other(orders: ReadOrders, workers: list[Worker]) -> None:
     first, second = (asyncio.create_task(orders.read("acme/a@1", number, "/cache/a")) for number in (1, 2))
     await ordered(workers, 1, 2)
@@ -112,6 +126,7 @@ async def test_whoever_waits_for_a_worker_that_ends_is_told_and_so_is_whoever_co
         async with asyncio.timeout(BOUND_SECONDS):
             with pytest.raises(ConnectionResetError, match="has ended"):
                 await orders.read("acme/a@1", 1, "/cache/a")
+    assert orders.lost
     orders.close()
     server.close()
 

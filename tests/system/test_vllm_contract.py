@@ -6,11 +6,12 @@ No engine is started. The places that rely on each are named beside it.
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -33,13 +34,14 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import FinishReason
+from vllm.v1.engine import EngineCoreRequestType, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector, RequestState
+from vllm.v1.serial_utils import MsgpackEncoder
 
 from configs.settings import ModelSettings
 from deployments.api.schemas import ChatRequest
@@ -270,6 +272,44 @@ def test_adapters_are_entered_as_vllm_enters_them() -> None:
         "self._adapter_manager.activate_adapter(lora_request.lora_int_id)",  # for one that is entered already too: the first step does it
     ):
         assert step in adding, step
+
+
+async def test_what_the_engine_is_told_leaves_in_the_order_in_which_it_was_told() -> None:
+    """vllm.py tells the engine to enter an adapter, and submits the request behind it without waiting for an answer."""
+
+    @dataclasses.dataclass
+    class Request:
+        client_index: int = 1
+
+    class Socket:
+        """Takes what it is given, as zmq's does while its queue has room."""
+
+        def __init__(self) -> None:
+            self.sent: list[bytes] = []
+
+        def send_multipart(self, message: Sequence[bytes], **_: Any) -> asyncio.Future[None]:
+            self.sent.append(bytes(message[1]))
+            taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            taken.set_result(None)
+            return taken
+
+    class Client(AsyncMPClient):
+        def __init__(self, socket: Socket) -> None:
+            self.input_socket, self.utility_results, self.encoder = socket, {}, MsgpackEncoder()
+            self.client_index, self.core_engine = 0, b"engine"
+
+        def ensure_alive(self) -> None: ...
+
+        def _ensure_output_queue_task(self) -> None: ...
+
+    socket = Socket()
+    client = Client(socket)
+    told = [asyncio.create_task(client.collective_rpc_async("leave")), asyncio.create_task(client.collective_rpc_async("enter"))]
+    await asyncio.sleep(0)
+    await client.add_request_async(Request())
+    assert socket.sent == [EngineCoreRequestType.UTILITY.value] * 2 + [EngineCoreRequestType.ADD.value]
+    for task in told:
+        task.cancel()
 
 
 def test_the_cpu_runner_has_what_keeps_seeds() -> None:
