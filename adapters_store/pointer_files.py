@@ -1,8 +1,9 @@
 """Reads and changes aliases.json, an adapter's only mutable object, by conditional puts alone. What is in it is in `pointers.py`.
 
-The manifests of the versions that are served are in it too, so that who reads where a name points need not ask what is there. A manifest
-is put in when its version begins to be served, as the store has it then, and goes out when that ends: while a version is served, neither
-its manifest nor its files are changed or removed by anyone (`garbage.py`).
+The manifests of what aliases serve are in it too, so that who reads where a name points need not ask what is there. A manifest is put in
+when its version begins to be served, as the store has it then, and goes out when that ends: while a version is served, neither its manifest
+nor its files are changed or removed by any of us (`garbage.py`). Not those of canaries and shadows: whether they are there is asked, since
+without them their people have the alias.
 """
 
 from __future__ import annotations

