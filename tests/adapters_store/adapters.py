@@ -129,3 +129,12 @@ def write_base(folder: Path, *, shards: int = 1, config: Mapping[str, Any] | Non
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", **(config or {})}))
     return folder
+
+
+def write_opaque(root: Path, content: str) -> Path:
+    """A folder for `content` in `root`, for tests that publish without validating: weights that nobody reads."""
+    folder = root / content
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_text(content)
+    return folder

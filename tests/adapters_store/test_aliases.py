@@ -15,6 +15,7 @@ from adapters_store.objects import ObjectStore
 from adapters_store.pointers import MAX_ALIASES
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
+from tests.adapters_store.adapters import write_opaque
 
 ANN, BOB = Actor("key1", "ann", "acme"), Actor("key2", "bob", "acme")
 REF = ModelRef.parse("acme/support")
@@ -28,10 +29,7 @@ def registry(store: ObjectStore) -> Registry:
 @pytest.fixture
 def publish(registry: Registry, tmp_path: Path):
     def call(content: str, by: Actor = ANN) -> str:
-        folder = tmp_path / content
-        folder.mkdir(exist_ok=True)
-        (folder / "adapter_model.safetensors").write_text(content)
-        return registry.publish(folder, "acme", "support", Fit("base", 4), created_by=by).adapter.version
+        return registry.publish(write_opaque(tmp_path, content), "acme", "support", Fit("base", 4), created_by=by).adapter.version
 
     return call
 

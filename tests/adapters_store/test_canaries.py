@@ -17,6 +17,7 @@ from adapters_store.objects import ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
 from adapters_store.versions import Versions
+from tests.adapters_store.adapters import write_opaque
 
 ANN = Actor("key1", "ann", "acme")
 REF = ModelRef.parse("acme/support")
@@ -31,10 +32,7 @@ def registry(store: ObjectStore) -> Registry:
 @pytest.fixture
 def publish(registry: Registry, tmp_path: Path):
     def call(content: str) -> str:
-        folder = tmp_path / content
-        folder.mkdir(exist_ok=True)
-        (folder / "adapter_model.safetensors").write_text(content)
-        return registry.publish(folder, "acme", "support", Fit("base", 4), created_by=ANN).adapter.version
+        return registry.publish(write_opaque(tmp_path, content), "acme", "support", Fit("base", 4), created_by=ANN).adapter.version
 
     return call
 

@@ -16,6 +16,7 @@ from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectPage, ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
+from tests.adapters_store.adapters import write_opaque
 
 BY = Actor("key1")
 REF = ModelRef.parse("acme/support")
@@ -53,11 +54,7 @@ class Watched:
 @pytest.fixture
 def publish(store: ObjectStore, tmp_path: Path):
     def call(content: str) -> str:
-        folder = tmp_path / content
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text("{}")
-        (folder / "adapter_model.safetensors").write_text(content)
-        return Registry(store).publish(folder, "acme", "support", Fit("base", 4), created_by=BY).adapter.version
+        return Registry(store).publish(write_opaque(tmp_path, content), "acme", "support", Fit("base", 4), created_by=BY).adapter.version
 
     return call
 

@@ -19,6 +19,7 @@ from adapters_store.names import ModelRef
 from adapters_store.objects import ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.validate import Fit
+from tests.adapters_store.adapters import write_opaque
 from tests.adapters_store.faults import FaultyStore
 
 BY = Actor("key1")
@@ -33,11 +34,7 @@ def registry(store: ObjectStore) -> Registry:
 @pytest.fixture
 def publish(registry: Registry, tmp_path: Path):
     def call(content: str, base: str = "base", alias: str | None = "production") -> Adapter:
-        folder = tmp_path / content
-        folder.mkdir(exist_ok=True)
-        (folder / "adapter_config.json").write_text("{}")
-        (folder / "adapter_model.safetensors").write_text(content)
-        return registry.publish(folder, "acme", "support", Fit(base, 4), created_by=BY, alias=alias).adapter
+        return registry.publish(write_opaque(tmp_path, content), "acme", "support", Fit(base, 4), created_by=BY, alias=alias).adapter
 
     return call
 

@@ -20,6 +20,7 @@ from adapters_store.objects import ObjectStore
 from adapters_store.registry import Registry
 from adapters_store.scratch import leftovers, remove
 from adapters_store.validate import Fit
+from tests.adapters_store.adapters import write_opaque
 from tests.adapters_store.faults import FaultyStore
 
 BY = Actor("key1", "ann", "acme")
@@ -35,22 +36,10 @@ def registry(store: ObjectStore) -> Registry:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Callable[[str], Path]:
-    def make(content: str) -> Path:
-        path = tmp_path / content
-        path.mkdir(exist_ok=True)
-        (path / "adapter_config.json").write_text("{}")
-        (path / "adapter_model.safetensors").write_text(content)
-        return path
-
-    return make
-
-
-@pytest.fixture
-def publish(registry: Registry, folder) -> Publish:
+def publish(registry: Registry, tmp_path: Path) -> Publish:
     def call(content: str, through: Registry | None = None) -> str:
-        fit = Fit("base", 4)
-        return (through or registry).publish(folder(content), "acme", "support", fit, created_by=BY).adapter.version
+        folder, fit = write_opaque(tmp_path, content), Fit("base", 4)
+        return (through or registry).publish(folder, "acme", "support", fit, created_by=BY).adapter.version
 
     return call
 

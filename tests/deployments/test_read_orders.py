@@ -52,6 +52,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def read_by_all(read: asyncio.Task[bool], workers: list[Worker], number: int) -> bool:
+    """What an order is told when all workers have read what it asks for."""
+    await ordered(workers, number)
+    for worker in workers:
+        worker.reads[number].set_result(None)
+    async with asyncio.timeout(BOUND_SECONDS):
+        return await read
+
+
 async def ordered(workers: list[Worker], *numbers: int) -> None:
     await until(lambda: all(set(numbers) <= set(worker.reads) for worker in workers))
 
@@ -82,20 +91,13 @@ async def test_order_that_a_worker_cannot_take_fails_alone(orders: ReadOrders, w
         assert not await orders.read("acme/a@1", 1, "/no/thread")
     assert not orders.lost
     later = asyncio.create_task(orders.read("acme/b@1", 2, "/cache/b"))
-    await ordered(workers, 2)
-    for worker in workers:
-        worker.reads[2].set_result(None)
-    async with asyncio.timeout(BOUND_SECONDS):
-        assert await later
+    assert await read_by_all(later, workers, 2)
 
 
 async def test_orders_do_not_wait_for_each_other(orders: ReadOrders, workers: list[Worker]) -> None:
     first, second = (asyncio.create_task(orders.read("acme/a@1", number, "/cache/a")) for number in (1, 2))
     await ordered(workers, 1, 2)
-    for worker in workers:
-        worker.reads[2].set_result(None)
-    async with asyncio.timeout(BOUND_SECONDS):
-        assert await second
+    assert await read_by_all(second, workers, 2)
     assert not first.done()
 
 
@@ -108,11 +110,7 @@ async def test_order_that_was_given_up_is_no_other_orders(orders: ReadOrders, wo
     workers[0].reads[1].set_result(None)
     workers[1].reads[1].cancel()
     later = asyncio.create_task(orders.read("acme/b@1", 2, "/cache/b"))
-    await ordered(workers, 2)
-    for worker in workers:
-        worker.reads[2].set_result(None)
-    async with asyncio.timeout(BOUND_SECONDS):
-        assert await later
+    assert await read_by_all(later, workers, 2)
 
 
 async def test_whoever_waits_for_a_worker_that_ends_is_told_and_so_is_whoever_comes_after(tmp_path: Path) -> None:
